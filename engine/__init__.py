@@ -1,0 +1,1 @@
+"""tilefuse: trained convolutional image generators at any image size, with tiles that equal the whole image."""

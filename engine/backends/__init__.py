@@ -1,0 +1,1 @@
+"""Backends: each compiles a model for one window shape and runs it."""

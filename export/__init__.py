@@ -1,0 +1,1 @@
+"""The PyTorch side: generator architectures, checkpoints, training recipes."""

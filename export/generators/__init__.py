@@ -1,0 +1,1 @@
+"""Generator architectures, one file a family."""
