@@ -1,0 +1,32 @@
+"""Shared comparison: every numeric test prints and bounds both the largest and the root-mean-square error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Timing varies with the machine; laws do not.
+settings.register_profile("tilefuse", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("tilefuse")
+
+Compare = Callable[..., None]
+
+
+@pytest.fixture
+def assert_close() -> Compare:
+    """Return a check that two tensors agree in shape, in largest and in rms difference."""
+
+    def check(actual: torch.Tensor, expected: torch.Tensor, *, max_abs: float = 1e-5, what: str = "") -> None:
+        assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)} != {tuple(expected.shape)}"
+        if actual.numel() == 0:
+            return
+        difference = (actual.double() - expected.double()).abs()
+        largest, rms = difference.max().item(), difference.square().mean().sqrt().item()
+        print(f"{what}: max {largest:.3e} rms {rms:.3e}")
+        assert torch.isfinite(difference).all(), f"{what}: non-finite difference"
+        assert largest <= max_abs, f"{what}: max error {largest:.3e} > {max_abs:.1e} (rms {rms:.3e})"
+
+    return check
