@@ -1,0 +1,32 @@
+# Everything a fresh machine needs: `make demo` and `make test` build the environment by themselves.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-all check lint types clean
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[cpu,train,dev]'
+	touch $@
+
+test: $(STAMP)
+	$(PY) -m pytest -m "not slow"
+
+test-all: $(STAMP)
+	$(PY) -m pytest
+
+lint: $(STAMP) types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+# mypy does not follow an editable install's import hook, so it reads a tree of links laid out as installed.
+types: $(STAMP)
+	rm -rf build/types && mkdir -p build/types/tilefuse
+	cp -rs $(CURDIR)/engine/. build/types/tilefuse
+	cp -rs $(CURDIR)/kernels $(CURDIR)/export build/types/tilefuse
+	MYPYPATH=build/types $(PY) -m mypy -p tilefuse
+
+clean:
+	rm -rf build out .venv

@@ -1,0 +1,1 @@
+"""Writers of foreign graphs: each turns a `Graph` into what another library reads."""

@@ -1,0 +1,1 @@
+"""Readers of foreign graphs: each turns one representation into a `Graph`."""
