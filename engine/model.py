@@ -1,4 +1,4 @@
-"""What every room after capture works on: a loaded model, its graph, and the form it came in."""
+"""What every room after capture works on: a loaded model, its graph and geometry, and the form it came in."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 from torch import nn
 
+from tilefuse.errors import ModelError
+from tilefuse.footprint import Footprint
 from tilefuse.graph import Graph
 
 
@@ -16,7 +18,8 @@ class Model:
     """A trained generator.
 
     `graph` is None when an op lies outside the vocabulary; `uncaptured` then says which, and only backends that run
-    the original form (`module` or `onnx_path`) can serve, untiled.
+    the original form (`module` or `onnx_path`) can serve, untiled. `footprint` is None for a network that maps no image
+    to an image; `no_footprint` then says why. `image_channels` are those of its input and of its output.
     """
 
     name: str
@@ -25,4 +28,17 @@ class Model:
     uncaptured: str | None = None
     module: nn.Module | None = None
     onnx_path: Path | None = None
+    footprint: Footprint | None = None
+    no_footprint: str = ""
+    image_channels: tuple[int, int] = (0, 0)
     details: Mapping[str, str] = field(default_factory=dict)
+
+    def geometry(self) -> Footprint:
+        """Return the footprint.
+
+        Raises:
+            ModelError: the network is no image-to-image network.
+        """
+        if self.footprint is None:
+            raise ModelError(f"{self.name} can't run on an image: {self.no_footprint}")
+        return self.footprint

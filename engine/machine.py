@@ -1,0 +1,71 @@
+"""What this machine offers: processors, memory, cache."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+
+from tilefuse.errors import UsageError
+
+_UNITS = {"": 1, "B": 1}
+_UNITS |= {f"{letter}{suffix}": 1024**power for power, letter in enumerate("KMGT", 1) for suffix in ("", "B", "iB")}
+
+
+def parse_bytes(text: str | int) -> int:
+    """Read a number of bytes: 1073741824, "768MiB", "2GiB", "1.5G" (powers of 1024).
+
+    Raises:
+        UsageError: the text is no positive amount of memory.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
+    unit = match and next((u for u in _UNITS if u.lower() == match[2].lower()), None)
+    if match is None or unit is None or float(match[1]) <= 0:
+        raise UsageError(f"memory: {text!r} is no amount of memory; write bytes or for instance 768MiB or 2GiB")
+    return int(float(match[1]) * _UNITS[unit])
+
+
+def format_bytes(count: float) -> str:
+    """Write a number of bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def cpu_threads() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """Name of the processor, as the operating system gives it."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def available_memory() -> int:
+    """Bytes of memory a process can still take without swapping."""
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def cache_bytes() -> int:
+    """Size of the last-level cache; 16 MiB where the system does not tell."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        try:
+            sizes.append(parse_bytes(path.read_text().strip()))
+        except (OSError, UsageError):
+            continue
+    return max(sizes, default=16 * 1024**2)

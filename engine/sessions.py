@@ -1,0 +1,32 @@
+"""Compiled sessions, kept per window shape and shared by threads."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Lock
+from typing import Generic, TypeVar
+
+from tilefuse.backends.base import Session
+
+Key = TypeVar("Key")
+
+
+class SessionCache(Generic[Key]):
+    """Compiles a session at its first use and keeps the last few; two threads never compile the same one twice."""
+
+    def __init__(self, compile_session: Callable[[Key], Session], capacity: int = 4) -> None:
+        self._compile = compile_session
+        self._capacity = capacity
+        self._lock = Lock()
+        self._sessions: OrderedDict[Key, Session] = OrderedDict()
+
+    def get(self, key: Key) -> Session:
+        """Return the session for `key`, compiling it when it is not there."""
+        with self._lock:
+            if key not in self._sessions:
+                self._sessions[key] = self._compile(key)
+            self._sessions.move_to_end(key)
+            while len(self._sessions) > self._capacity:
+                self._sessions.popitem(last=False)
+            return self._sessions[key]
