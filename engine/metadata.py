@@ -1,0 +1,91 @@
+"""Metadata that travels with a picture: resolution, EXIF and its orientation."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+ORIENTATION = int(ExifTags.Base.Orientation)
+
+# What describes the picture rather than the file: description, camera, software, time, people, rating, Windows titles.
+_DESCRIPTIVE = (270, 271, 272, 305, 306, 315, 316, 18246, 18249, 33432, 40091, 40092, 40093, 40094, 40095)
+# Pixel sizes no longer hold after scaling; the interoperability directory is an offset into the old file.
+_STALE = (40962, 40963, 40965)
+
+# What Pillow's parser is known to raise on damaged EXIF; broken EXIF must not cost the user the picture.
+_EXIF_ERRORS = (
+    SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, AttributeError, ZeroDivisionError,
+    OSError, EOFError, struct.error, RuntimeError,
+)  # fmt: skip
+
+
+def resolution_dpi(info: Mapping[Any, Any]) -> tuple[float, float] | None:
+    """Return (horizontal, vertical) dots per inch from Pillow's `info`, or None when absent or meaningless."""
+    try:
+        x, y = (float(value) for value in info["dpi"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    # 1 dpi is what TIFF readers and writers put where nothing is known.
+    if not all(math.isfinite(value) and 1 < value < 1e6 for value in (x, y)):
+        return None
+    return x, y
+
+
+def exif_bytes(image: Image.Image, *, keep_orientation: bool = False) -> tuple[bytes | None, str | None]:
+    """Return (EXIF block, note): what describes the picture, without orientation, sizes, thumbnail and resolution.
+
+    The block starts with b"Exif\\0\\0" and is little-endian; None when there is nothing to keep. The note tells of
+    EXIF that can't be read.
+    """
+    try:
+        source = image.getexif()
+        kept = Image.Exif()
+        kept.endian = "<"
+        tags = (*_DESCRIPTIVE, ORIENTATION) if keep_orientation else _DESCRIPTIVE
+        for tag in tags:
+            if tag in source:
+                kept[tag] = source[tag]
+        for ifd in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+            entries = {tag: value for tag, value in source.get_ifd(ifd).items() if tag not in _STALE}
+            if entries:
+                kept[ifd] = entries
+        return (kept.tobytes(), None) if len(kept) else (None, None)
+    except _EXIF_ERRORS:
+        return None, "damaged EXIF left out"
+
+
+def exif_with_resolution(exif: bytes | None, dpi: tuple[float, float]) -> bytes:
+    """Return `exif` with the resolution in it, for formats that keep it nowhere else (WebP)."""
+    block = Image.Exif()
+    block.endian = "<"
+    if exif is not None:
+        block.load(exif)
+    block[282], block[283], block[296] = dpi[0], dpi[1], 2
+    return block.tobytes()
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation 1..8 still to be applied to a loaded Pillow image; 1 when absent or invalid."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except _EXIF_ERRORS:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def upright(array: Array, orientation: int) -> Array:
+    """Turn [H, W, ...] stored with an EXIF orientation (Exif 2.32, tag 0x0112) upright."""
+    if orientation >= 5:
+        array = array.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return np.ascontiguousarray(array)
