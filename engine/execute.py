@@ -54,8 +54,8 @@ def execute(
 ) -> Execution:
     """Run every window of `grid`.
 
-    `exact_session` gives an fp32 session for windows whose reduced-precision result is not finite; None when `session` is
-    fp32 already. `progress(done, total)` is called after each window.
+    `exact_session` gives an fp32 session for windows whose reduced-precision result is not finite; None when `session`
+    is fp32 already. `progress(done, total)` is called after each window.
 
     Raises:
         DeviceError: the backend failed, or gave a non-finite value in fp32 for a finite input.
@@ -72,8 +72,8 @@ def execute(
             result, reruns = _run(exact_session(), tile, grid), reruns + 1
         if _overflowed(result, tile):
             raise DeviceError(
-                f"window {index} of {len(grid)} at y {window.y.start}, x {window.x.start} gave values that are not finite "
-                "in fp32: the weights overflow on this image. No result is written"
+                f"window {index} of {len(grid)} at y {window.y.start}, x {window.x.start} gave values that are not "
+                "finite in fp32: the weights overflow on this image. No result is written"
             )
         compute += time.perf_counter() - begin
         y, x = window.y, window.x
@@ -90,7 +90,9 @@ def _run(session: Session, tile: Tensor, grid: Grid) -> Tensor:
         return session.run(tile)[0]
     except MemoryError as error:
         shape = f"{grid.window[1]}x{grid.window[0]}"
-        raise CapacityError(f"memory ran out in a window of {shape}; allow less with memory= or a smaller tile") from error
+        raise CapacityError(
+            f"memory ran out in a window of {shape}; allow less with memory= or a smaller tile"
+        ) from error
 
 
 def _overflowed(result: Tensor, tile: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """How one op moves positions along one axis: how long its output is, and which input positions an output reads.
 
-All arithmetic is on integers and fractions, so what follows from it (halo, alignment, scale) is exact. Positions may lie
-outside the image: what an op reads there is its own padding.
+All arithmetic is on integers and fractions, so what follows from it (halo, alignment, scale) is exact. Positions may
+lie outside the image: what an op reads there is its own padding.
 """
 
 from __future__ import annotations
@@ -150,9 +150,7 @@ def axis_maps(op: Op, kernel: tuple[int, int]) -> tuple[AxisMap, AxisMap]:
     match op:
         case Conv2d():
             return _per_axis(
-                lambda a: Sliding(
-                    op.dilation[a] * (kernel[a] - 1) + 1, op.stride[a], op.padding[a], op.padding[a + 2]
-                )
+                lambda a: Sliding(op.dilation[a] * (kernel[a] - 1) + 1, op.stride[a], op.padding[a], op.padding[a + 2])
             )
         case Pool2d():
             return _per_axis(

@@ -20,8 +20,8 @@ FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(
 class ArrayReader:
     """Reads windows of [N, H, W, C] pixels as float32 [N, C, h, w] in 0..1.
 
-    A gray image is repeated for a network that takes more channels. Past the real image, where the network needs a larger
-    or a divisible size, the image is reflected about its last row and column.
+    A gray image is repeated for a network that takes more channels. Past the real image, where the network needs a
+    larger or a divisible size, the image is reflected about its last row and column.
     """
 
     def __init__(self, pixels: Pixels, channels: int) -> None:

@@ -1,8 +1,8 @@
 """Windows, cores and crops: pure integers.
 
-A window never leaves the image: at a border it is shifted inside, so the network's own padding acts at real borders only,
-and every window of an image has one shape. Neighbouring cores meet where both windows are right, so each output pixel is
-written exactly once.
+A window never leaves the image: at a border it is shifted inside, so the network's own padding acts at real borders
+only, and every window of an image has one shape. Neighbouring cores meet where both windows are right, so each output
+pixel is written exactly once.
 """
 
 from __future__ import annotations
@@ -58,9 +58,10 @@ class Grid:
 
 
 def grid(height: int, width: int, tile: int, footprint: Footprint, halo_px: int | None = None) -> Grid:
-    """Cut an image of height x width input pixels into windows whose cores are at most `tile` input pixels an edge.
+    """Cut an image of height x width input pixels into windows of `tile` pixels an edge plus halo.
 
-    `tile` 0 takes the whole image as one window. `halo_px` replaces the exact halo on every side.
+    A core at a border is larger by the halo it does not need there. `tile` 0 takes the whole image as one window.
+    `halo_px` replaces the exact halo on every side.
     """
     padded = tuple(axis.padded(size, footprint.minimum_px) for axis, size in _axes(footprint, height, width))
     spans = tuple(
@@ -75,9 +76,11 @@ def split_axis(size: int, tile: int, axis: Axis, minimum: int = 1, halo_px: int 
     """Cut `size` input pixels along one axis into windows of one length."""
     step = axis.alignment
     padded, output = axis.padded(size, minimum), axis.output_size(size)
-    before, after = (ceil(h / step) * step for h in (axis.before, axis.after)) if halo_px is None else [
-        ceil(halo_px / step) * step
-    ] * 2
+    before, after = (
+        (ceil(h / step) * step for h in (axis.before, axis.after))
+        if halo_px is None
+        else [ceil(halo_px / step) * step] * 2
+    )
     length = max(axis.padded(tile, 1) + before + after, axis.padded(minimum, 1))
     if tile <= 0 or length >= padded:
         return (Span(0, padded, 0, output, 0),)

@@ -59,7 +59,7 @@ def test_every_output_is_written_once_by_a_window_that_knows_it(axis: Axis, size
     assert covered == list(range(axis.output_size(size)))
     assert len({span.stop - span.start for span in spans}) == 1
     for span in spans:
-        assert 0 <= span.start
+        assert span.start >= 0
         assert span.stop <= padded
         assert span.start % axis.alignment == span.stop % axis.alignment == 0
         assert span.crop == span.core_start - span.start * axis.scale >= 0

@@ -1,0 +1,253 @@
+"""The public face: `load` a model, then call the engine with images, arrays, tensors or files."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from tilefuse.backends.base import Precision, Session
+from tilefuse.errors import ImageError
+from tilefuse.execute import Execution, Progress, execute
+from tilefuse.footprint import Footprint
+from tilefuse.images import read_image, write_image
+from tilefuse.jobs import Job, assemble, picture_jobs
+from tilefuse.machine import available_memory, cpu_threads
+from tilefuse.memory import ArrayReader, ArrayWriter
+from tilefuse.model import Model
+from tilefuse.options import Options
+from tilefuse.outputs import check_output
+from tilefuse.picture import Picture, picture_from_array, picture_from_pil, picture_to_array, picture_to_pil
+from tilefuse.planner import Plan, Serving, input_shapes, plan
+from tilefuse.serving import choose
+from tilefuse.sessions import SessionCache
+from tilefuse.source import load_model
+from tilefuse.tiling import Grid
+
+Kind = TypeVar("Kind", np.ndarray[Any, Any], Image.Image, Tensor)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `run_file` did: `approximate` is true when the halo was less than the network's."""
+
+    input: Path
+    output: Path
+    plan: Plan
+    windows: int
+    rerun_fp32: int
+    compute_seconds: float
+    seconds: float
+    approximate: bool
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SessionKey:
+    """What a compiled session is for."""
+
+    images: int
+    window: tuple[int, int]
+    precision: Precision
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """A loaded model with a chosen backend. Immutable, and safe to call from many threads at once."""
+
+    model: Model
+    options: Options
+    serving: Serving
+    _sessions: SessionCache[SessionKey]
+
+    @property
+    def footprint(self) -> Footprint:
+        """Scale, halo, alignment and ops with global reach.
+
+        Raises:
+            ModelError: the network is no image-to-image network.
+        """
+        return self.model.geometry()
+
+    @property
+    def scale(self) -> Fraction:
+        """Output pixels per input pixel along an edge."""
+        return self.footprint.scale
+
+    def plan(self, height: int, width: int, *, channels: int = 3, dtype: str = "uint8") -> Plan:
+        """Plan an image of height x width pixels; nothing runs.
+
+        Raises:
+            CapacityError: it does not fit the memory budget.
+        """
+        return self._plan(height, width, channels, np.dtype(dtype))[0]
+
+    def __call__(self, image: Kind) -> Kind:
+        """Run an image and return the same kind of thing.
+
+        Takes numpy [H, W] or [H, W, C] (uint8, uint16, or float in 0..1), a PIL image, or a torch tensor [C, H, W] or
+        [N, C, H, W] (uint8 or float in 0..1). RGB, straight alpha. Float results are the network's own, unclipped.
+
+        Raises:
+            ImageError: another type, shape or dtype.
+            CapacityError: it does not fit the memory budget.
+        """
+        if isinstance(image, Image.Image):
+            return cast(Kind, picture_to_pil(self.run_picture(picture_from_pil(image))[0]))
+        if isinstance(image, np.ndarray):
+            picture = self.run_picture(picture_from_array(image))[0]
+            return cast(Kind, picture_to_array(picture, like=image))
+        if isinstance(image, Tensor):
+            return cast(Kind, self._run_tensor(image))
+        raise ImageError(f"{type(image).__name__} is no image; give a numpy array, a PIL image or a torch tensor")
+
+    def run_file(
+        self,
+        source: str | os.PathLike[str],
+        output: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+        on_plan: Callable[[Plan], None] | None = None,
+    ) -> Report:
+        """Run an image file into another; the output appears under its name only when it is complete.
+
+        Raises:
+            ImageError: the input can't be read.
+            UsageError: the output exists (and not `overwrite`), can't be written, or its format can't hold the result.
+            CapacityError: the job does not fit the memory budget.
+        """
+        started = time.perf_counter()
+        path = check_output(output, overwrite=overwrite)
+        picture = read_image(source)
+        result, made, execution = self.run_picture(picture, progress=progress, on_plan=on_plan)
+        notes = write_image(path, result, overwrite=overwrite)
+        return Report(
+            input=Path(source),
+            output=path,
+            plan=made,
+            windows=execution.windows,
+            rerun_fp32=execution.rerun_fp32,
+            compute_seconds=execution.compute_seconds,
+            seconds=time.perf_counter() - started,
+            approximate=not made.exact,
+            notes=notes,
+        )
+
+    def run_picture(
+        self, picture: Picture, *, progress: Progress | None = None, on_plan: Callable[[Plan], None] | None = None
+    ) -> tuple[Picture, Plan, Execution]:
+        """Run a picture: colour, then alpha."""
+        depth = picture.pixels.shape[2] + (picture.alpha is not None)
+        made, grid = self._plan(picture.height, picture.width, depth, picture.pixels.dtype)
+        if on_plan is not None:
+            on_plan(made)
+        jobs = picture_jobs(picture, self.model.image_channels, grid.output)
+        total = len(grid) * len(jobs)
+        runs = []
+        for position, job in enumerate(jobs):
+            step = progress and _offset(progress, position * len(grid), total)
+            runs.append(self._run(job, grid, step))
+        execution = Execution(
+            total,
+            sum(run.seconds for run in runs),
+            sum(run.compute_seconds for run in runs),
+            sum(run.rerun_fp32 for run in runs),
+        )
+        return assemble(picture, jobs, self.scale), made, execution
+
+    def _run_tensor(self, image: Tensor) -> Tensor:
+        if image.ndim not in (3, 4) or image.dtype not in (torch.uint8, torch.float16, torch.bfloat16, torch.float32):
+            raise ImageError(
+                f"tensor of shape {list(image.shape)} and {image.dtype}; expected [C, H, W] or [N, C, H, W], "
+                "uint8 or float in 0..1"
+            )
+        batch = image if image.ndim == 4 else image[None]
+        plain = batch.detach().cpu().to(torch.uint8 if image.dtype == torch.uint8 else torch.float32)
+        results = []
+        for single in plain.permute(0, 2, 3, 1).numpy():
+            result = self.run_picture(picture_from_array(single))[0]
+            results.append(torch.from_numpy(picture_to_array(result, like=single)).permute(2, 0, 1))
+        if not results:
+            raise ImageError(f"tensor of shape {list(image.shape)} holds no image")
+        stacked = torch.stack(results).to(image)
+        return stacked if image.ndim == 4 else stacked[0]
+
+    def _plan(self, height: int, width: int, depth: int, dtype: np.dtype[Any]) -> tuple[Plan, Grid]:
+        out_h, out_w = self.footprint.output_size(height, width)
+        image_bytes = (height * width + out_h * out_w) * depth * dtype.itemsize
+        images = 3 if self.model.image_channels[0] == 1 and depth >= 3 else 1
+        request = self.options.request
+        if not request.memory:
+            request = replace(request, memory=available_memory() // 2)
+        return plan(self.model, (images, height, width), image_bytes, request, self.serving)
+
+    def _run(self, job: Job, grid: Grid, progress: Progress | None) -> Execution:
+        images = job.source.shape[0]
+        precision = self.serving.precision
+        return execute(
+            grid,
+            self._sessions.get(SessionKey(images, grid.window, precision)),
+            ArrayReader(job.source, self.model.image_channels[0]),
+            ArrayWriter(job.result),
+            exact_session=None
+            if precision == "fp32"
+            else lambda: self._sessions.get(SessionKey(images, grid.window, "fp32")),
+            progress=progress,
+        )
+
+
+def load(
+    source: str | os.PathLike[str] | nn.Module,
+    *,
+    device: str = "auto",
+    backend: str = "auto",
+    precision: str = "auto",
+    tile: int | str = "auto",
+    halo: int | str = "exact",
+    schedule: str = "auto",
+    memory: int | str | None = None,
+) -> Engine:
+    """Load a model and choose the backend that will run it.
+
+    Args:
+        source: a bundled name, a .safetensors, .pth, .pt, .ckpt or .onnx file, or a module.
+        device: auto, cpu, cuda or cuda:N.
+        backend: auto, or the name of one (`tilefuse doctor` lists them).
+        precision: auto, fp32, bf16 or fp16.
+        tile: auto, 0 for the whole image, or the edge of a tile in input pixels.
+        halo: exact, or a number of input pixels (the result may then be approximate).
+        schedule: auto, whole or windows.
+        memory: budget in bytes or as "2GiB"; half of the free memory when None.
+
+    Raises:
+        ModelError: the model can't be loaded.
+        UsageError: an option has no such value.
+        BackendError: no backend can serve, each with its reason.
+    """
+    options = Options.parse(device, backend, precision, tile, halo, schedule, memory)
+    model = load_model(source)
+    chosen, serving = choose(model, options)
+
+    def compile_session(key: SessionKey) -> Session:
+        if model.graph is not None:
+            shapes = input_shapes(model.graph, key.images, key.window)
+        else:
+            shapes = ((key.images, model.image_channels[0], *key.window),)
+        return chosen.compile(model, shapes, device=serving.device, precision=key.precision, threads=cpu_threads())
+
+    return Engine(model, options, serving, SessionCache(compile_session))
+
+
+def _offset(progress: Progress, done: int, total: int) -> Progress:
+    """Report the progress of one job as part of several."""
+    return lambda step, _: progress(done + step, total)

@@ -1,0 +1,160 @@
+"""The command line: nothing but parsing and printing. Each command's work is in `tilefuse.commands`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from tilefuse import __version__
+from tilefuse.errors import TilefuseError
+
+INTERRUPTED, TERMINATED, OUT_OF_MEMORY = 130, 143, 5
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="tilefuse")
+def cli() -> None:
+    """Run trained convolutional image generators at any image size: tiled equals untiled."""
+
+
+@cli.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="IN...")
+@click.option("-o", "--output", required=True, help="Output file, or a folder for several inputs.")
+@click.option("-m", "--model", required=True, help="Bundled name, or a .safetensors, .pth or .onnx file.")
+@click.option("--backend", default="auto", show_default=True, help="Backend to use (see doctor).")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
+@click.option("--tile", default="auto", show_default=True, help="auto, 0 (whole image) or an edge in input pixels.")
+@click.option("--halo", default="exact", show_default=True, help="exact, or input pixels (approximate).")
+@click.option("--memory", default=None, metavar="SIZE", help="Memory budget, for instance 768MiB or 2GiB.")
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+@click.option("--explain", is_flag=True, help="Print the plan of each image and why.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON event a line.")
+@click.option("--no-progress", is_flag=True, help="Show no progress bar.")
+def run(
+    inputs: tuple[str, ...],
+    output: str,
+    model: str,
+    backend: str,
+    device: str,
+    precision: str,
+    tile: str,
+    halo: str,
+    memory: str | None,
+    overwrite: bool,
+    explain: bool,
+    as_json: bool,
+    no_progress: bool,
+) -> None:
+    """Run images through a model. IN is a file, a folder or a glob; several go into the folder OUT."""
+    from tilefuse.commands.run import RunOptions, run_files
+
+    options = RunOptions(
+        model=model,
+        load={
+            "backend": backend,
+            "device": device,
+            "precision": precision,
+            "tile": tile,
+            "halo": halo,
+            "memory": memory,
+        },
+        overwrite=overwrite,
+        explain=explain,
+        as_json=as_json,
+        show_progress=not no_progress and not as_json and sys.stderr.isatty(),
+    )
+    sys.exit(run_files(inputs, output, options))
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def info(model: str, as_json: bool) -> None:
+    """Describe a model: geometry, size, and which backends can serve it."""
+    from tilefuse.commands.describe import describe_model, print_model
+
+    described = describe_model(model)
+    if as_json:
+        click.echo(json.dumps(described, indent=2))
+    else:
+        print_model(described)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def models(as_json: bool) -> None:
+    """List the bundled models."""
+    from tilefuse.commands.describe import list_models, print_models
+
+    listed = list_models()
+    if as_json:
+        click.echo(json.dumps(listed, indent=2))
+    else:
+        print_models(listed)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> None:
+    """Check this machine: libraries, backends, and what to install."""
+    from tilefuse.commands.doctor import examine, print_findings
+
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps(findings, indent=2))
+    else:
+        print_findings(findings)
+    if not findings["serving"]:
+        sys.exit(6)
+
+
+@cli.command()
+@click.argument("recipe")
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Checkpoint.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--steps", type=click.IntRange(min=1), default=None, help="Steps; the recipe's own by default.")
+@click.option("--seed", default=0, show_default=True, help="Seed of pictures, crops and weights.")
+@click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line a step.")
+def train(recipe: str, output: Path, device: str, steps: int | None, seed: int, resume: bool, as_json: bool) -> None:
+    """Train a bundled model's recipe again."""
+    from tilefuse.commands.train import train_recipe
+
+    train_recipe(recipe, output, device=device, steps=steps, seed=seed, resume=resume, as_json=as_json)
+
+
+def main() -> None:
+    """Run the command line; a named error becomes one line on standard error and its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except TilefuseError as error:
+        _fail(str(error), error.exit_code)
+    except MemoryError:
+        _fail("memory ran out; give --memory a budget, or a smaller --tile", OUT_OF_MEMORY)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; no unfinished output is left", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away; nothing is left to say to it.
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"tilefuse: {message}", err=True)
+    sys.exit(code)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(TERMINATED)

@@ -1,0 +1,68 @@
+"""What the user named as input and output, turned into pairs of files."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tilefuse.errors import ImageError, UsageError
+from tilefuse.outputs import FORMATS, check_output
+
+READABLE = (*FORMATS, ".bmp", ".gif", ".ppm", ".pgm", ".tga")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An input file and where its result goes."""
+
+    source: Path
+    output: Path
+
+
+def pair_files(inputs: Sequence[str], output: str, *, overwrite: bool) -> list[Pair]:
+    """Match inputs with outputs: one file to a file, or files, folders and globs into a folder.
+
+    Raises:
+        ImageError: an input names nothing.
+        UsageError: two inputs would have the same output, or an output can't be written.
+    """
+    sources = [path for name in inputs for path in _expand(name)]
+    target = Path(output)
+    single = len(inputs) == 1 and len(sources) == 1 and not Path(inputs[0]).is_dir()
+    if single and not target.is_dir() and (target.suffix or not output.endswith("/")):
+        pairs = [Pair(sources[0], target)]
+    else:
+        if target.exists() and not target.is_dir():
+            raise UsageError(f"{target}: several inputs need a folder, and this is a file")
+        target.mkdir(parents=True, exist_ok=True)
+        pairs = [Pair(source, target / _result_name(source)) for source in sources]
+    taken: dict[Path, Path] = {}
+    for pair in pairs:
+        if pair.output in taken:
+            raise UsageError(f"{taken[pair.output]} and {pair.source} would both become {pair.output}")
+        taken[pair.output] = pair.source
+        if pair.output.exists() and pair.source.exists() and pair.output.samefile(pair.source):
+            raise UsageError(f"{pair.output}: the output is the input itself; choose another name")
+        check_output(pair.output, overwrite=overwrite)
+    return pairs
+
+
+def _expand(name: str) -> list[Path]:
+    path = Path(name)
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in READABLE)
+        if not found:
+            raise ImageError(f"{name}: the folder holds no image ({', '.join(READABLE)})")
+        return found
+    if not path.exists() and glob.has_magic(name):
+        found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
+        if not found:
+            raise ImageError(f"{name}: no file has such a name")
+        return found
+    return [path]
+
+
+def _result_name(source: Path) -> str:
+    return source.name if source.suffix.lower() in FORMATS else f"{source.stem}.png"

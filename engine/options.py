@@ -1,0 +1,69 @@
+"""Options of `load`, checked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from tilefuse.errors import UsageError
+from tilefuse.machine import parse_bytes
+from tilefuse.planner import Request
+
+PrecisionPolicy = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for, with every value known to exist; `request` is what the planner reads of it."""
+
+    device: str
+    backend: str
+    precision: PrecisionPolicy
+    request: Request
+
+    @classmethod
+    def parse(
+        cls,
+        device: str,
+        backend: str,
+        precision: str,
+        tile: int | str,
+        halo: int | str,
+        schedule: str,
+        memory: int | str | None,
+    ) -> Options:
+        """Check the options of `load`.
+
+        Raises:
+            UsageError: naming the option, what was given and what is accepted.
+        """
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise UsageError(f"device: {device!r} is none; give auto, cpu, cuda or cuda:N")
+        if precision not in ("auto", "fp32", "bf16", "fp16"):
+            raise UsageError(f"precision: {precision!r} is none; give auto, fp32, bf16 or fp16")
+        if schedule not in ("auto", "whole", "windows"):
+            raise UsageError(f"schedule: {schedule!r} is none; give auto, whole or windows")
+        tile_px = _pixels("tile", tile, "auto")
+        if schedule == "whole":
+            if tile_px:
+                raise UsageError(f"schedule whole and tile {tile} contradict each other; leave one out")
+            tile_px = 0
+        if schedule == "windows" and tile_px == 0:
+            raise UsageError("schedule windows and tile 0 (the whole image) contradict each other; leave one out")
+        request = Request(
+            tile=tile_px,
+            halo_px=_pixels("halo", halo, "exact"),
+            memory=0 if memory is None else parse_bytes(memory),
+            windows_only=schedule == "windows",
+        )
+        return cls(device, backend, cast(PrecisionPolicy, precision), request)
+
+
+def _pixels(option: str, value: int | str, word: str) -> int | None:
+    """Read a number of pixels; the word stands for None."""
+    if value == word:
+        return None
+    if isinstance(value, bool) or not str(value).isdecimal():
+        raise UsageError(f"{option}: {value!r} is neither {word!r} nor a number of input pixels (0 or more)")
+    return int(value)

@@ -1,0 +1,218 @@
+"""Plan a job: which backend, which window, how much memory, and why. Nothing runs here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from tilefuse.backends.base import Precision
+from tilefuse.cost import flops, peak_live_bytes, weight_bytes
+from tilefuse.errors import CapacityError
+from tilefuse.footprint import Footprint
+from tilefuse.graph import Graph, Shape
+from tilefuse.machine import cache_bytes, format_bytes
+from tilefuse.model import Model
+from tilefuse.tiling import Grid, grid
+
+# Edges worth considering, in input pixels: powers of two and their midpoints.
+TILE_CANDIDATES = (2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 48, 32, 16)
+# Slowdown of windows whose activations leave the last-level cache, measured on ESPCN (README, "Limits").
+CACHE_MISS_FACTOR = 1.3
+# Cost of one more window (slicing, conversion, a call into the backend), as pixels of computation.
+WINDOW_OVERHEAD_PX = 2000
+# Libraries hold a workspace and packed weights beside the activations the graph knows of.
+BACKEND_FACTOR = 2.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for.
+
+    `tile` None is auto, 0 the whole image; `halo_px` None is the exact halo; `memory` 0 is auto; `windows_only`
+    excludes the whole image as one window.
+    """
+
+    tile: int | None = None
+    halo_px: int | None = None
+    memory: int = 0
+    windows_only: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every choice for one image size. Sizes are input pixels unless named otherwise; `str(plan)` explains."""
+
+    backend: str
+    device: str
+    precision: Precision
+    height: int
+    width: int
+    output_height: int
+    output_width: int
+    scale: Fraction
+    tile: int
+    halo_px: int
+    alignment: int
+    window: tuple[int, int]
+    windows: int
+    images: int
+    exact: bool
+    flops: int
+    peak_bytes: int
+    memory_bytes: int
+    why: tuple[str, ...]
+
+    @property
+    def schedule(self) -> str:
+        """`whole` when one window takes the image, else `windows`."""
+        return "whole" if self.windows == 1 else "windows"
+
+    def __str__(self) -> str:
+        shape = f"{self.window[1]}x{self.window[0]}"
+        layout = f"whole image, one window of {shape}" if self.windows == 1 else f"{self.windows} windows of {shape}"
+        tiling = f"{layout}, halo {self.halo_px} px, alignment {self.alignment}"
+        lines = [
+            f"image     {self.width}x{self.height} -> {self.output_width}x{self.output_height} (x{self.scale})",
+            f"backend   {self.backend} on {self.device}, {self.precision}",
+            f"tiles     {tiling}, {'exact' if self.exact else 'approximate'}",
+            f"work      {self.flops / 1e9:.1f} GFLOP",
+            f"memory    {format_bytes(self.peak_bytes)} estimated of {format_bytes(self.memory_bytes)} allowed",
+        ]
+        return "\n".join([*lines, *(f"why       {reason}" for reason in self.why)])
+
+
+@dataclass(frozen=True)
+class Serving:
+    """The backend the plan is made for, and why it was chosen."""
+
+    backend: str
+    device: str
+    precision: Precision
+    why: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A grid with what it costs."""
+
+    grid: Grid
+    tile: int
+    flops: int
+    peak_bytes: int
+    cost: float
+
+
+def plan(
+    model: Model, size: tuple[int, int, int], image_bytes: int, request: Request, serving: Serving
+) -> tuple[Plan, Grid]:
+    """Choose the windows of an image of `size` (images, height, width).
+
+    `image_bytes` is what the job holds beside the windows: the image and its result.
+
+    Raises:
+        CapacityError: no window that the request allows fits the memory.
+    """
+    images, height, width = size
+    footprint = model.geometry()
+    whole_only = bool(footprint.global_ops) and request.halo_px is None
+    if whole_only and (request.tile or request.windows_only):
+        raise CapacityError(
+            f"tiling is refused: {_listed(footprint.global_ops)} sees the whole image. "
+            "Use tile 0, or give a halo in pixels and accept an approximate result"
+        )
+    tiles: Sequence[int] = TILE_CANDIDATES if request.windows_only else (0, *TILE_CANDIDATES)
+    if request.tile is not None:
+        tiles = (request.tile,)
+    elif whole_only:
+        tiles = (0,)
+    else:
+        tiles = [t for t in tiles if t < max(height, width)] or tiles[-1:]
+    candidates = [_candidate(model, height, width, tile, image_bytes, request.halo_px) for tile in tiles]
+    fitting = [c for c in candidates if c.peak_bytes <= request.memory]
+    if not fitting:
+        least = min(candidates, key=lambda c: c.peak_bytes)
+        raise CapacityError(_does_not_fit(footprint, request, least, whole_only))
+    best = min(fitting, key=lambda c: c.cost)
+    why = [*serving.why, _why_tile(best, candidates, request, footprint, whole_only)]
+    halo_px = footprint.halo if request.halo_px is None else request.halo_px
+    exact = (
+        len(best.grid) == 1
+        or request.halo_px is None
+        or (request.halo_px >= footprint.halo and not footprint.global_ops)
+    )
+    out_h, out_w = best.grid.output
+    made = Plan(
+        backend=serving.backend,
+        device=serving.device,
+        precision=serving.precision,
+        height=height,
+        width=width,
+        output_height=out_h,
+        output_width=out_w,
+        scale=footprint.scale,
+        tile=best.tile,
+        halo_px=halo_px,
+        alignment=footprint.alignment,
+        window=best.grid.window,
+        windows=len(best.grid),
+        images=images,
+        exact=exact,
+        flops=images * best.flops,
+        peak_bytes=best.peak_bytes,
+        memory_bytes=request.memory,
+        why=tuple(why),
+    )
+    return made, best.grid
+
+
+def input_shapes(graph: Graph, batch: int, window: tuple[int, int]) -> tuple[Shape, ...]:
+    """Shapes of the graph's inputs for a batch of windows."""
+    free = (batch, 0, *window)
+    return tuple(tuple(free[i] if s is None else s for i, s in enumerate(spec.shape)) for spec in graph.inputs)
+
+
+def _candidate(model: Model, height: int, width: int, tile: int, image_bytes: int, halo_px: int | None) -> Candidate:
+    cut = grid(height, width, tile, model.geometry(), halo_px)
+    live = weights = work = 0
+    # Of a model that could not be captured nothing is known but that it sees the whole image.
+    if model.graph is not None:
+        shapes = model.graph.shapes(*input_shapes(model.graph, 1, cut.window))
+        live = peak_live_bytes(model.graph, shapes)
+        weights = weight_bytes(model.graph)
+        work = len(cut) * flops(model.graph, shapes)
+    window_px = cut.window[0] * cut.window[1]
+    slowdown = CACHE_MISS_FACTOR if live > cache_bytes() else 1.0
+    cost = len(cut) * (window_px * slowdown + WINDOW_OVERHEAD_PX)
+    return Candidate(cut, tile, work, int(BACKEND_FACTOR * live) + weights + image_bytes, cost)
+
+
+def _why_tile(best: Candidate, all_: Sequence[Candidate], request: Request, footprint: Footprint, whole: bool) -> str:
+    if request.tile is not None:
+        return f"tile {best.tile}: as asked"
+    if whole:
+        return f"whole image: {_listed(footprint.global_ops)} sees all of it"
+    image_px = best.grid.padded[0] * best.grid.padded[1]
+    computed = len(best.grid) * best.grid.window[0] * best.grid.window[1] / image_px
+    too_large = sum(1 for c in all_ if c.peak_bytes > request.memory)
+    chosen = "whole image" if len(best.grid) == 1 else f"tile {best.tile}"
+    refused = f"; {too_large} of {len(all_)} sizes do not fit the memory" if too_large else ""
+    return f"{chosen}: least estimated time, {computed:.2f}x the image's pixels are computed{refused}"
+
+
+def _does_not_fit(footprint: Footprint, request: Request, least: Candidate, whole_only: bool) -> str:
+    needs = f"needs about {format_bytes(least.peak_bytes)} and {format_bytes(request.memory)} is allowed"
+    where = f"{least.grid.width}x{least.grid.height} as "
+    where += "one window" if len(least.grid) == 1 else f"windows of {least.grid.window[1]}x{least.grid.window[0]}"
+    if whole_only:
+        return (
+            f"{where} {needs}, and tiling is refused: {_listed(footprint.global_ops)} sees the whole image. "
+            "Allow more memory, or give a halo in pixels and accept an approximate result"
+        )
+    if request.tile is not None:
+        return f"{where} {needs}. Allow more memory, or leave the tile to the planner"
+    return f"{where} {needs}, and no smaller window helps. Allow at least {format_bytes(least.peak_bytes)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

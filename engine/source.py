@@ -1,0 +1,118 @@
+"""Turn what the user names (a bundled model, a file, a module) into a `Model`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tilefuse.capture import from_module, from_onnx
+from tilefuse.errors import ModelError, UnsupportedOpError
+from tilefuse.export.checkpoints import bundled, load_bundled, load_module
+from tilefuse.footprint import Axis, Footprint, footprint
+from tilefuse.graph import Graph
+from tilefuse.model import Model
+from tilefuse.passes import fold_batch_norm
+from tilefuse.planner import input_shapes
+
+# Smaller than any layer shrinks to nothing, large enough to tell a ratio of sizes.
+EXAMPLE_SIZES = (32, 64, 128)
+
+
+def load_model(source: str | os.PathLike[str] | nn.Module) -> Model:
+    """Load a bundled name, a checkpoint, an ONNX file or a module.
+
+    Raises:
+        ModelError: nothing of that name, a damaged or unsafe file, or an architecture nobody recognises.
+    """
+    if isinstance(source, nn.Module):
+        return _from_module(source, type(source).__name__, {})
+    path = Path(source)
+    if path.suffix.lower() == ".onnx":
+        return _from_onnx(path)
+    is_name = str(source) in bundled() or (not path.suffix and len(path.parts) == 1 and not path.exists())
+    module, descriptor = load_bundled(str(source)) if is_name else load_module(path)
+    details = {"architecture": descriptor.architecture}
+    details |= {key: str(value) for key, value in descriptor.hyperparameters.items()}
+    return _from_module(module, str(source) if is_name else path.name, details)
+
+
+def _from_module(module: nn.Module, name: str, details: Mapping[str, str]) -> Model:
+    module.eval()
+    sha256 = _module_sha256(module)
+    example = _example(module)
+    try:
+        graph = fold_batch_norm(from_module(module, example))
+    except UnsupportedOpError as error:
+        with torch.no_grad():
+            result = module(example)
+        untiled, channels, why = _untiled(example, result, str(error))
+        return Model(name, sha256, None, str(error), module, None, untiled, why, channels, details)
+    return _captured(name, sha256, graph, module, None, details)
+
+
+def _from_onnx(path: Path) -> Model:
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return _captured(path.name, sha256, fold_batch_norm(from_onnx(path)), None, path, {})
+
+
+def _captured(
+    name: str, sha256: str, graph: Graph, module: nn.Module | None, path: Path | None, details: Mapping[str, str]
+) -> Model:
+    try:
+        found = footprint(graph)
+    except ModelError as error:
+        return Model(name, sha256, graph, None, module, path, None, str(error), (0, 0), details)
+    shapes = graph.shapes(*input_shapes(graph, 1, (found.minimum_px, found.minimum_px)))
+    channels = (shapes[graph.inputs[0].name][1], shapes[graph.outputs[0]][1])
+    return Model(name, sha256, graph, None, module, path, found, "", channels, details)
+
+
+def _untiled(example: Tensor, result: object, reason: str) -> tuple[Footprint | None, tuple[int, int], str]:
+    """Describe a network known only by one run: whole images, at the scale seen."""
+    if example.ndim != 4 or not isinstance(result, Tensor) or result.ndim != 4:
+        return None, (0, 0), "it maps no image to an image"
+    axes = [Axis(Fraction(result.shape[d], example.shape[d]), 0, 0, 0, 1) for d in (2, 3)]
+    return Footprint(axes[0], axes[1], (reason,), 1), (example.shape[1], result.shape[1]), ""
+
+
+def _module_sha256(module: nn.Module) -> str:
+    digest = hashlib.sha256(type(module).__name__.encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _example(module: nn.Module) -> Tensor:
+    """Find an input the module takes: channels from its first layer, a modest size.
+
+    Raises:
+        ModelError: it takes none of the usual shapes.
+    """
+    first = next((m for m in module.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)), None)
+    shapes: list[tuple[int, ...]] = []
+    if isinstance(first, nn.Linear):
+        shapes.append((2, first.in_features))
+    elif isinstance(first, nn.ConvTranspose2d):
+        shapes.append((2, first.in_channels, 1, 1))
+    channels = [first.in_channels] if isinstance(first, nn.Conv2d) else []
+    shapes += [(2, c, size, size + 16) for c in dict.fromkeys([*channels, 3, 1, 4]) for size in EXAMPLE_SIZES]
+    reason = ""
+    for shape in shapes:
+        try:
+            with torch.no_grad():
+                module(torch.zeros(shape))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            reason = reason or str(error).splitlines()[0]
+        else:
+            return torch.rand(shape)
+    raise ModelError(
+        f"{type(module).__name__}: none of the usual inputs fits (an image of 1, 3 or 4 channels, a latent): {reason}. "
+        "Capture it yourself with tilefuse.capture.from_module(module, example)"
+    )
