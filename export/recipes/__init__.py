@@ -1,1 +1,18 @@
-"""Training recipes for the bundled weights."""
+"""Training recipes of the bundled weights: `names`, `train`, `evaluate`."""
+
+from tilefuse.export.recipes.evaluation import Evaluation, ImageScore, evaluate
+from tilefuse.export.recipes.progress import training_progress
+from tilefuse.export.recipes.registry import Recipe, names
+from tilefuse.export.recipes.training import TrainingReport, TrainingStep, train
+
+__all__ = [
+    "Evaluation",
+    "ImageScore",
+    "Recipe",
+    "TrainingReport",
+    "TrainingStep",
+    "evaluate",
+    "names",
+    "train",
+    "training_progress",
+]
