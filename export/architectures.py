@@ -71,7 +71,7 @@ def _native(tensors: Tensors, hints: Mapping[str, Any]) -> Descriptor:
     if architecture is None:
         nearest = max(ARCHITECTURES, key=lambda a: _similarity(_example_keys(a), tensors.keys()))
         raise MisfitError(
-            f"the state dict is of no known architecture; nearest is {nearest.name}, {_difference(nearest, tensors)}"
+            f"the state dict is of no known architecture; the nearest is {nearest.name}{_difference(nearest, tensors)}"
         )
     converted = tensors
     try:
@@ -79,7 +79,7 @@ def _native(tensors: Tensors, hints: Mapping[str, Any]) -> Descriptor:
         descriptor = architecture.describe(converted, hints)
     except MisfitError as error:
         difference = _difference(architecture, converted)
-        raise MisfitError(f"the state dict looks like {architecture.name}, but {error}; {difference}") from error
+        raise MisfitError(f"the state dict looks like {architecture.name}, but {error}{difference}") from error
     _fit(architecture, converted, descriptor)
     return descriptor
 
@@ -99,8 +99,10 @@ def _fit(
     weights |= {key: torch.zeros((), dtype=torch.int64) for key in expected if key.endswith(_COUNTER)}
     missing, left = [k for k in expected if k not in weights], [k for k in weights if k not in expected]
     if missing or left:
-        difference = f"{_listed('missing', missing)}, {_listed('left over', left)}"
-        raise MisfitError(f"the state dict looks like {architecture.name}, {difference}")
+        raise MisfitError(f"the state dict looks like {architecture.name}{_listed(missing, left)}")
+    integers = [k for k, t in weights.items() if not t.is_floating_point() and not k.endswith(_COUNTER)]
+    if integers:
+        raise MisfitError(f"{integers[0]} is {weights[integers[0]].dtype}, expected floating-point weights")
     wrong = [key for key, tensor in weights.items() if tensor.shape != expected[key].shape]
     if wrong:
         key = wrong[0]
@@ -183,10 +185,13 @@ def _difference(architecture: Architecture, tensors: Tensors) -> str:
     theirs, ours = {_pattern(key) for key in tensors}, {_pattern(key) for key in expected}
     missing = [key for key in expected if _pattern(key) not in theirs]
     left = [key for key in tensors if _pattern(key) not in ours and key not in architecture.consumed]
-    return f"{_listed('missing', missing)}, {_listed('left over', left)}"
+    return _listed(missing, left)
 
 
-def _listed(what: str, keys: list[str]) -> str:
-    shown = ", ".join(key if len(key) <= 80 else key[:77] + "..." for key in keys[:3])
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return f"{len(keys)} keys {what}" + (f" ({shown}{more})" if keys else "")
+def _listed(missing: list[str], left: list[str]) -> str:
+    text = ""
+    for what, keys in (("missing", missing), ("left over", left)):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            text += f"; {what}: {', '.join(key[:80] for key in keys[:3])}{more}"
+    return text

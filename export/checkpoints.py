@@ -140,7 +140,7 @@ def _safetensors_load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], 
 
 
 def _unwrap(found: Any, depth: int = 0) -> dict[str, Tensor]:
-    """Finds the state dict in what a file holds: a known wrapper, the tensors themselves, or the only dict of tensors."""
+    """Finds the state dict in what a file holds: in a known wrapper, at the top, or the only dict of tensors."""
     if not isinstance(found, Mapping) or depth > MAX_DEPTH:
         return {}
     for wrapper in WRAPPERS:

@@ -118,16 +118,16 @@ def _mean_and_range(tensors: Tensors, hints: Hints, channels: int) -> tuple[tupl
         or shape_of(tensors, "add_mean.bias", 1) != (found,)
     ):
         raise MisfitError(f"sub_mean and add_mean are not 1x1 convolutions of {channels} channels")
-    shift = tensors["sub_mean.bias"]
-    identity = torch.eye(channels).reshape(channels, channels, 1, 1)
-    plain = all(torch.equal(tensors[f"{side}_mean.weight"], identity) for side in ("sub", "add"))
-    if not plain or not torch.equal(tensors["add_mean.bias"], -shift):
+    shift = tensors["sub_mean.bias"].double()
+    identity = torch.eye(channels, dtype=torch.float64).reshape(channels, channels, 1, 1)
+    plain = all(torch.equal(tensors[f"{side}_mean.weight"].double(), identity) for side in ("sub", "add"))
+    if not plain or not torch.equal(tensors["add_mean.bias"].double(), -shift):
         raise MisfitError("sub_mean and add_mean do more than shift by one mean, which no published EDSR does")
     largest = float(shift.abs().max())
     img_range = next((r for r in (1.0, 255.0, 65535.0) if largest <= r), None)
     if img_range is None:
         raise MisfitError(f"sub_mean shifts by {largest:g}, more than the range of a 16-bit image")
-    return tuple(-float(value) / img_range for value in shift.double()), img_range
+    return tuple(-float(value) / img_range for value in shift), img_range
 
 
 def _describe(tensors: Tensors, hints: Hints) -> Descriptor:

@@ -130,7 +130,8 @@ def fold(tensors: Tensors, name: str) -> tuple[Tensor, Tensor]:
     bias = (
         last @ (weights["conv.1"].sum((2, 3)) @ biases["conv.0"] + biases["conv.1"]) + biases["conv.2"] + biases["sk"]
     )
-    return weight.float(), bias.float()
+    stored = tensors[f"{name}.sk.weight"].dtype
+    return weight.to(stored), bias.to(stored)
 
 
 _BRANCH = re.compile(r"(conv_[12]|block_\d+\.c[123]_r)\.(sk|conv\.[012]|eval_conv)\.(weight|bias)")
