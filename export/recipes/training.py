@@ -12,8 +12,7 @@ from typing import IO
 
 import numpy as np
 import torch
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from tilefuse.errors import ModelError, UsageError
 from tilefuse.export.recipes.dataset import build_pool
@@ -21,6 +20,7 @@ from tilefuse.export.recipes.evaluation import Evaluation, evaluate
 from tilefuse.export.recipes.photographs import VALIDATION
 from tilefuse.export.recipes.registry import Recipe, recipe_of
 from tilefuse.export.recipes.resume import State, new_state, restore_state, save_state
+from tilefuse.export.recipes.weights_file import write_weights
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -138,33 +138,6 @@ def reconstruction_loss(recipe: Recipe, result: Tensor, target: Tensor, progress
         return share * (luma * luma + 1e-6).sqrt().mean() + (1 - share) * (error * error + 1e-6).sqrt().mean()
     # Ten times the squared error has gradients about as large as Charbonnier's where the switch happens.
     return 10.0 * (share * luma.square().mean() + (1 - share) * error.square().mean())
-
-
-def write_weights(
-    network: nn.Module, recipe: Recipe, evaluation: Evaluation, output: Path, *, steps: int, seed: int
-) -> None:
-    """Writes fp32 weights to a safetensors file, with how they were made and measured in its header."""
-    scores = {
-        image.name: {"model": round(image.model_db, 4), "bicubic": round(image.bicubic_db, 4)}
-        for image in evaluation.images
-    }
-    metadata = {
-        "architecture": recipe.architecture,
-        "hyper_parameters": json.dumps(dict(recipe.hyper_parameters), sort_keys=True),
-        "scale": str(recipe.scale),
-        "recipe": recipe.name,
-        "data": f"{recipe.data.pictures} dead-leaves pictures of {recipe.data.picture_size} pixels; of scikit-image: "
-        + ", ".join(recipe.data.photographs),
-        "steps": str(steps),
-        "seed": str(seed),
-        "psnr": json.dumps(scores),
-        "gain_db": f"{evaluation.gain_db:.4f}",
-        "licence": "Apache-2.0",
-    }
-    tensors = {key: value.detach().cpu().float().contiguous() for key, value in network.state_dict().items()}
-    partial = output.with_name(output.name + ".partial")
-    partial.write_bytes(save(tensors, metadata=metadata))
-    os.replace(partial, output)
 
 
 def _advance(recipe: Recipe, state: State, batch: tuple[Tensor, Tensor], step: int, steps: int) -> float:
