@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import IO
+from contextlib import contextmanager
+from typing import IO, Any
 
+import numpy as np
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
@@ -25,7 +25,9 @@ from tilefuse.errors import CapacityError, ImageError
 from tilefuse.metadata import exif_bytes, orientation_of, resolution_dpi, upright
 from tilefuse.outputs import shown
 from tilefuse.picture import Picture, full_scale
+from tilefuse.pillow_limit import allowing
 from tilefuse.pixels import Decoded, decode_mode
+from tilefuse.png_checks import check_all_rows
 from tilefuse.tiff_reader import read_tiff
 
 MAX_PIXELS = 500_000_000
@@ -43,7 +45,6 @@ _OPENERS: dict[str, tuple[tuple[bytes, ...], Opener]] = {
 # Pillow scales gray of 2 and 4 bits to 0..255 but leaves the transparency key as stored.
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}
 _REDUCED_OR_MASK = 5
-_pillow_limit = threading.Lock()
 
 
 def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -99,11 +100,12 @@ def _read(stream: IO[bytes], max_pixels: int) -> Picture:
 
     stream.seek(0)
     try:
-        image = opener(stream)
+        with allowing(max_pixels):
+            image = opener(stream)
     except SyntaxError as error:
         if kind == "TIFF" and "mode" in str(error):
             return _read_with_tifffile(stream, check_size)
-        raise ImageError(f"its {kind} header is damaged or declares an image of no pixels") from error
+        raise ImageError(f"its {kind} header is damaged, cut short, or declares an image of no pixels") from error
     check_size(image.size)
     notes = _still(image, kind)
     if kind == "TIFF":
@@ -114,13 +116,16 @@ def _read(stream: IO[bytes], max_pixels: int) -> Picture:
     if raw_mode(image) in _GRAY_STEPS and isinstance(image.info.get("transparency"), int):
         image.info["transparency"] *= _GRAY_STEPS[raw_mode(image)]
     mode = raw_mode(image) if is_deep(image) else image.mode
-    with _limit_lifted(image.size) if kind == "TIFF" else nullcontext():
+    with allowing(image.size[0] * image.size[1]):
         if is_deep(image):
             pixels, alpha = read_deep(image, stream, opener)
             decoded = Decoded(pixels, alpha, image.info.get("icc_profile") or None)
         else:
             image.load()
             decoded = decode_mode(image)
+        # Rows missing from the stream are left zero, so only a picture whose last row is zero needs the costly check.
+        if kind == "PNG" and (image.info.get("interlace") or not _last_row(image).any()):
+            check_all_rows(stream)
     return _picture(image, decoded, notes, mode, stored_orientation)
 
 
@@ -177,17 +182,9 @@ def _check_tiff(image: ImageFile.ImageFile) -> None:
         raise ImageError(f"its strips cover {covered // layers} of {area} pixels; the file is damaged")
 
 
-@contextmanager
-def _limit_lifted(size: tuple[int, int]) -> Iterator[None]:
-    """Let Pillow decode a size that `max_pixels` has already allowed: its TIFF plugin checks a process-wide limit."""
-    with _pillow_limit:
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and size[0] * size[1] > limit:
-            Image.MAX_IMAGE_PIXELS = size[0] * size[1]
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+def _last_row(image: Image.Image) -> np.ndarray[Any, np.dtype[Any]]:
+    width, height = image.size
+    return np.asarray(image.crop((0, height - 1, width, height)))
 
 
 def _picture(

@@ -1,0 +1,1 @@
+"""Builders of malicious and ugly files, and the tests that run them."""
