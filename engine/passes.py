@@ -1,0 +1,20 @@
+"""Passes: each takes a graph and gives one with the same outputs and less to do; `concat_placements` gives a layout.
+
+`folding` moves arithmetic on constants to load time, `fusion` joins ops into one node and takes them apart again, and
+`placement` says which values can be written straight into the buffer of the concat that reads them.
+"""
+
+from tilefuse.folding import fold_affine, fold_batch_norm, fold_constants, prune
+from tilefuse.fusion import fuse_epilogues, unfuse
+from tilefuse.placement import Placement, concat_placements
+
+__all__ = [
+    "Placement",
+    "concat_placements",
+    "fold_affine",
+    "fold_batch_norm",
+    "fold_constants",
+    "fuse_epilogues",
+    "prune",
+    "unfuse",
+]
