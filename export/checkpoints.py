@@ -3,13 +3,15 @@
 import difflib
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tilefuse.errors import ModelError
@@ -19,12 +21,13 @@ from tilefuse.export.descriptor import Descriptor
 
 MAX_FILE_BYTES = 2 << 30
 MAX_HEADER_BYTES = 8 << 20
-MAX_TENSORS = 100_000
+MAX_TENSORS = 20_000
 MAX_DEPTH = 8
 
 # What training code saves a state dict under; averaged weights are the ones meant to be used.
 WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "generator")
-PREFIXES = ("module.", "_orig_mod.", "generator.", "params_ema.", "params.", "state_dict.")
+# The layers of the first ESRGAN are called model.0, model.1, ...: there `model.` is no prefix.
+PREFIX = re.compile(r"(?:module|_orig_mod|generator|params_ema|params|state_dict|net_g|netG|net|model(?!\.\d))\.")
 
 _WEIGHTS = Path(__file__).with_name("weights")
 
@@ -52,10 +55,10 @@ def load_state_dict(path: str | os.PathLike[str]) -> Checkpoint:
             file.seek(0)
             if start.startswith(b"PK\x03\x04"):
                 archives.check_archive(file, size)
-                found = _torch_load(path, mmap=True)
+                found = _torch_load(path, file)
             elif start.startswith(b"\x80"):
                 archives.check_legacy(file)
-                found = _torch_load(path, mmap=False)
+                found = _torch_load(None, file)
             elif Path(path).suffix.lower() == ".safetensors" or start[8:9] == b"{":
                 _check_header(start, size)
                 found, metadata = _safetensors_load(path)
@@ -114,29 +117,32 @@ def _size_of(path: str | os.PathLike[str]) -> int:
     return status.st_size
 
 
-def _torch_load(path: str | os.PathLike[str], *, mmap: bool) -> Any:
+def _torch_load(mappable: str | os.PathLike[str] | None, file: BinaryIO) -> Any:
+    """Loads a checked file, by its name where that lets its storages be mapped and only the used ones read."""
+    file.seek(0)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        # torch.load takes a name in .safetensors for a safetensors file, whatever it holds.
+        if mappable is not None and not os.fspath(mappable).endswith(".safetensors"):
+            return torch.load(mappable, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler fails on a damaged file with whatever comes first
         reason = ascii(str(error).split("\n")[0])[1:-1]
-        raise ModelError(f"a damaged checkpoint or one that holds more than tensors ({reason:.120})") from error
+        raise ModelError(f"damaged, or no plain state dict ({reason:.120}); copy or save it again") from error
 
 
 def _check_header(start: bytes, size: int) -> None:
     length = int.from_bytes(start[:8], "little")
     if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-        raise ModelError(f"a truncated or damaged safetensors file: a header of {length} bytes in a file of {size}")
+        raise ModelError(f"a damaged or truncated safetensors file: a header of {length} bytes in a file of {size}")
 
 
 def _safetensors_load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(os.fspath(path), "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, ValueError, RuntimeError, AttributeError, KeyError) as error:
         reason = ascii(str(error).split("\n")[0])[1:-1]
-        raise ModelError(f"a truncated or damaged safetensors file ({reason:.120})") from error
+        raise ModelError(f"a damaged or truncated safetensors file ({reason:.120}); copy it again") from error
 
 
 def _unwrap(found: Any, depth: int = 0) -> dict[str, Tensor]:
@@ -150,8 +156,8 @@ def _unwrap(found: Any, depth: int = 0) -> dict[str, Tensor]:
     if not tensors:
         dicts = [value for value in found.values() if _holds_tensors(value)]
         return _unwrap(dicts[0], depth + 1) if len(dicts) == 1 else {}
-    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), None):
-        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    while (match := PREFIX.match(next(iter(tensors)))) and all(key.startswith(match[0]) for key in tensors):
+        tensors = {key.removeprefix(match[0]): tensor for key, tensor in tensors.items()}
     return tensors
 
 
