@@ -28,7 +28,7 @@ class Recipe:
     scale: int
     data: DataMix
     hyper_parameters: Mapping[str, Any] = field(default_factory=dict)
-    steps: int = 30000
+    steps: int = 20000
     batch: int = 16
     patch: int = 24
     learning_rate: float = 4e-3
@@ -50,8 +50,8 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         *(
-            Recipe(f"espcn-x{scale}", "ESPCN", scale, PICTURES, {"scale": scale, "residual": True})
-            for scale in (2, 3, 4)
+            Recipe(f"espcn-x{scale}", "ESPCN", scale, PICTURES, {"scale": scale, "residual": True}, steps=steps)
+            for scale, steps in ((2, 20000), (3, 20000), (4, 30000))
         ),
         Recipe(
             "compact-x4",
