@@ -95,7 +95,7 @@ class Unary(Op):
     """Apply one arithmetic function to every element."""
 
     name: ClassVar[str] = "unary"
-    kind: Literal["abs", "neg", "exp", "log", "sqrt", "rsqrt", "square", "reciprocal"]
+    kind: Literal["abs", "neg", "exp", "log", "sqrt", "rsqrt", "square", "reciprocal", "erf"]
 
     def apply(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs
@@ -108,7 +108,7 @@ class Binary(Op):
     """Combine two broadcastable tensors; a scalar is a weight of shape []."""
 
     name: ClassVar[str] = "binary"
-    kind: Literal["add", "sub", "mul", "div"]
+    kind: Literal["add", "sub", "mul", "div", "max", "min"]
 
     def apply(self, *inputs: Tensor) -> Tensor:
         a, b = inputs
@@ -121,6 +121,10 @@ class Binary(Op):
                 return a * b
             case "div":
                 return a / b
+            case "max":
+                return torch.maximum(a, b)
+            case "min":
+                return torch.minimum(a, b)
 
 
 @dataclass(frozen=True)

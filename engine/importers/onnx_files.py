@@ -1,0 +1,122 @@
+"""Reading ONNX files that may be hostile: sizes are bounded, and no file outside the model's folder is ever opened."""
+
+from __future__ import annotations
+
+import math
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilefuse.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+# protobuf itself stops at 2 GiB.
+MAX_BYTES = 2**31 - 1
+
+
+def onnx_module() -> ModuleType:
+    """Import onnx, an optional dependency.
+
+    Raises:
+        ModelError: it is not installed.
+    """
+    try:
+        return import_module("onnx")
+    except ImportError as error:
+        raise ModelError("ONNX models need the onnx package: pip install tilefuse[cpu]") from error
+
+
+def read_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
+    """Read a model with all of its weights inside.
+
+    External data is read only from regular files in the model's own folder.
+
+    Raises:
+        ModelError: the file is missing, too large, no ONNX model, or refers to data outside its folder.
+    """
+    module = onnx_module()
+    if isinstance(source, module.ModelProto):
+        for tensor in _tensors(source.graph):
+            if tensor.data_location == module.TensorProto.EXTERNAL:
+                raise ModelError(f"tensor {tensor.name!r} lies in another file; load the model from its path instead")
+        return source
+    path = Path(source)
+    data = _read(path, 0, None, MAX_BYTES)
+    model = module.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except Exception as error:  # protobuf's DecodeError, whose module depends on its implementation
+        raise ModelError(f"{path} is not an ONNX model, or is truncated: {error}") from error
+    if not model.graph.node and not model.graph.output:
+        raise ModelError(f"{path} is not an ONNX model: it holds no graph")
+    _attach_external(model, path, MAX_BYTES - len(data))
+    return model
+
+
+def tensor_array(tensor: onnx.TensorProto) -> NDArray[Any]:
+    """Decode a tensor.
+
+    Raises:
+        ModelError: its data does not fill its shape, or its type is unknown.
+    """
+    module = onnx_module()
+    if tensor.data_location == module.TensorProto.EXTERNAL:
+        raise ModelError(f"tensor {tensor.name!r} lies in another file, which is allowed for weights only")
+    if any(size < 0 for size in tensor.dims) or math.prod(tensor.dims) > MAX_BYTES:
+        raise ModelError(f"tensor {tensor.name!r} has the shape {list(tensor.dims)}")
+    try:
+        return np.asarray(module.numpy_helper.to_array(tensor))
+    except Exception as error:  # a dozen kinds, by data type and field
+        raise ModelError(f"tensor {tensor.name!r} can't be decoded: {error}") from error
+
+
+def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    constants = [a.t for node in graph.node for a in node.attribute if a.HasField("t")]
+    return [*graph.initializer, *constants]
+
+
+def _attach_external(model: onnx.ModelProto, path: Path, budget: int) -> None:
+    """Replace references to external data by the data."""
+    module = onnx_module()
+    folder = path.parent.resolve()
+    for tensor in _tensors(model.graph):
+        if tensor.data_location != module.TensorProto.EXTERNAL:
+            continue
+        fields = {entry.key: entry.value for entry in tensor.external_data}
+        location = fields.get("location", "")
+        try:
+            target = (folder / location).resolve()
+            offset = int(fields.get("offset", 0))
+            length = int(fields["length"]) if "length" in fields else None
+        except (ValueError, OSError, RuntimeError) as error:
+            raise ModelError(f"tensor {tensor.name!r} has a malformed external data entry: {error}") from error
+        if not location or Path(location).is_absolute() or ".." in Path(location).parts or folder not in target.parents:
+            raise ModelError(f"tensor {tensor.name!r} refers to {location!r}, outside the model's folder; not read")
+        tensor.raw_data = _read(target, offset, length, budget)
+        budget -= len(tensor.raw_data)
+        tensor.data_location = module.TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def _read(path: Path, offset: int, length: int | None, budget: int) -> bytes:
+    """Read part of a regular file of bounded size."""
+    try:
+        if not path.is_file():
+            raise ModelError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
+        size = path.stat().st_size
+        wanted = size - offset if length is None else length
+        if offset < 0 or wanted < 0 or offset + wanted > size:
+            raise ModelError(f"{path} holds {size} bytes; the model expects {wanted} at {offset}")
+        if wanted > budget:
+            raise ModelError(f"{path}: a model may hold {MAX_BYTES} bytes in all; this is {wanted} more than is left")
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(wanted)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} can't be read: {error}") from error
