@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from tilefuse.errors import ImageError
-from tilefuse.pixels import straight
+from tilefuse.pixels import keyed_alpha, straight
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Opener = Callable[[IO[bytes]], ImageFile.ImageFile]
@@ -54,7 +54,7 @@ def read_deep(image: ImageFile.ImageFile, stream: IO[bytes], opener: Opener) -> 
     stream.seek(0)
     values |= _decode(opener(stream), f"{stored};16{_OTHER_BYTE[order]}")
     if values.shape[2] == 3:
-        return values, None
+        return values, keyed_alpha(image, values)
     pixels, alpha = np.ascontiguousarray(values[..., :3]), np.ascontiguousarray(values[..., 3])
     return (straight(pixels, alpha) if layout == "RGBa" else pixels), alpha
 
@@ -69,5 +69,10 @@ def _decode(image: ImageFile.ImageFile, mode: str) -> Array:
 
 
 def planar(image: Image.Image) -> bool:
-    """Tell whether a TIFF keeps its channels in separate planes, of which Pillow reads only 8 bits."""
+    """Tell whether a TIFF keeps its channels in planes of their own."""
     return bool(getattr(image, "tag_v2", {}).get(284, 1) == 2)
+
+
+def is_deep_planar(image: Image.Image) -> bool:
+    """Tell whether a TIFF keeps more than 8 bits in planes, which Pillow's unpackers take for 8 bits."""
+    return planar(image) and len(image.getbands()) > 1 and max(getattr(image, "tag_v2", {}).get(258, (1,))) > 8

@@ -20,7 +20,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from tilefuse.deep_color import Opener, is_deep, planar, raw_mode, read_deep
+from tilefuse.deep_color import Opener, is_deep, is_deep_planar, planar, raw_mode, read_deep
 from tilefuse.errors import CapacityError, ImageError
 from tilefuse.metadata import exif_bytes, orientation_of, resolution_dpi, upright
 from tilefuse.outputs import shown
@@ -110,7 +110,7 @@ def _read(stream: IO[bytes], max_pixels: int) -> Picture:
     notes = _still(image, kind)
     if kind == "TIFF":
         _check_tiff(image)
-        if planar(image) and is_deep(image):
+        if is_deep_planar(image):
             return _read_with_tifffile(stream, check_size)
     stored_orientation = image.tag_v2.get(274, 1) if isinstance(image, TiffImagePlugin.TiffImageFile) else 1
     if raw_mode(image) in _GRAY_STEPS and isinstance(image.info.get("transparency"), int):
@@ -196,7 +196,7 @@ def _picture(
         pixels = (pixels.dtype.type(full_scale(pixels.dtype)) - pixels).astype(pixels.dtype)
     # Pillow turns TIFF upright while loading and then forgets the orientation; other formats it leaves as stored.
     orientation = orientation_of(image)
-    dpi = resolution_dpi(image.info)
+    dpi = resolution_dpi(image)
     if dpi is not None and max(orientation, stored_orientation) >= 5:
         dpi = dpi[::-1]
     exif, exif_note = exif_bytes(image)

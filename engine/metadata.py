@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,11 +25,18 @@ _EXIF_ERRORS = (
 )  # fmt: skip
 
 
-def resolution_dpi(info: Mapping[Any, Any]) -> tuple[float, float] | None:
-    """Return (horizontal, vertical) dots per inch from Pillow's `info`, or None when absent or meaningless."""
+def resolution_dpi(image: Image.Image) -> tuple[float, float] | None:
+    """Return (horizontal, vertical) dots per inch from header or EXIF, or None when absent or meaningless."""
     try:
-        x, y = (float(value) for value in info["dpi"])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        exif = image.getexif()
+        # Where EXIF has no resolution and the JFIF header no unit, Pillow fills in 72.
+        assumed = image.format in ("JPEG", "MPO") and image.info.get("jfif_unit") not in (1, 2) and 282 not in exif
+        if "dpi" in image.info and not assumed:
+            x, y = (float(value) for value in image.info["dpi"])
+        else:
+            per_inch = {2: 1.0, 3: 2.54}[exif.get(296, 2)]
+            x, y = (per_inch * float(exif[tag]) for tag in (282, 283))
+    except _EXIF_ERRORS:
         return None
     # 1 dpi is what TIFF readers and writers put where nothing is known.
     if not all(math.isfinite(value) and 1 < value < 1e6 for value in (x, y)):

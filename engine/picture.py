@@ -24,9 +24,9 @@ class Picture:
 
     `pixels` is [H, W, C] with C = 1 (gray) or 3 (RGB), straight (not premultiplied) colour; `alpha` is [H, W] of the
     same dtype or None. uint8 and uint16 span 0..255 and 0..65535; float32 is 0..1 and may exceed it.
-    `dpi` is (horizontal, vertical) pixels per inch; `icc` and `exif` are the raw profile and the raw EXIF block
-    (starting with b"Exif\\0\\0"). `notes` tells the user what was converted; `mode` names what the source held.
-    Raises ImageError when the arrays do not fit this description.
+    `dpi` is (horizontal, vertical) pixels per inch; `icc` is the raw profile and `exif` a little-endian EXIF
+    block (it starts with b"Exif\\0\\0II"). `notes` tells the user what was converted; `mode` names
+    what the source held. Raises ImageError when the arrays do not fit this description.
     """
 
     pixels: Array
@@ -47,6 +47,8 @@ class Picture:
             raise ImageError(
                 f"alpha of shape {self.alpha.shape} and dtype {self.alpha.dtype}; expected {shape[:2]} and {dtype}"
             )
+        if self.exif is not None and not self.exif.startswith(b"Exif\0\0II*\0"):
+            raise ImageError(f'exif starting with {self.exif[:10]!r}; expected b"Exif\\0\\0II*\\0" (little-endian)')
         for name, values in (("pixels", self.pixels), ("alpha", self.alpha)):
             if values is not None and dtype == np.float32 and not np.isfinite(values).all():
                 bad = int(values.size - np.isfinite(values).sum())
@@ -124,7 +126,7 @@ def picture_from_pil(image: Image.Image) -> Picture:
         decoded.pixels,
         decoded.alpha,
         icc=decoded.icc,
-        dpi=resolution_dpi(image.info),
+        dpi=resolution_dpi(image),
         exif=exif_bytes(image, keep_orientation=True)[0],
         notes=decoded.notes,
         mode=image.mode,

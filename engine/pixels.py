@@ -49,10 +49,10 @@ def decode_mode(image: Image.Image) -> Decoded:
     if mode in _CONVERTED:
         target, note = _CONVERTED[mode]
         pixels = _copy(image, _as(target))
-        return Decoded(pixels, _keyed_alpha(image, pixels), icc, (note,) if note else ())
+        return Decoded(pixels, keyed_alpha(image, pixels), icc, (note,) if note else ())
     if mode in _PLAIN:
         pixels = _copy(image, None)
-        return Decoded(pixels, _keyed_alpha(image, pixels), icc)
+        return Decoded(pixels, keyed_alpha(image, pixels), icc)
     raise ImageError(
         f"its pixels are of Pillow's mode {mode!r}, which has no fixed range or colour; "
         "convert it to 8- or 16-bit gray or RGB, or to float in 0..1"
@@ -65,6 +65,16 @@ def straight(pixels: Array, alpha: Array) -> Array:
     scale = np.divide(top, alpha, out=np.zeros(alpha.shape, np.float32), where=alpha > 0, dtype=np.float32)
     colour = pixels * scale[..., None]
     return colour if pixels.dtype.kind == "f" else np.rint(np.minimum(colour, top)).astype(pixels.dtype)
+
+
+def keyed_alpha(image: Image.Image, pixels: Array) -> Array | None:
+    """Return the alpha a transparency key means (PNG tRNS: one gray value or one colour is transparent)."""
+    key = image.info.get("transparency")
+    if key is None or isinstance(key, bytes) or pixels.dtype.kind != "u":
+        return None
+    alpha = np.full(pixels.shape[:2], np.iinfo(pixels.dtype).max, pixels.dtype)
+    alpha[(pixels == np.array(key)).all(axis=2)] = 0
+    return alpha
 
 
 def _as(mode: str) -> Callable[[Image.Image], Image.Image]:
@@ -93,16 +103,6 @@ def _copy(image: Image.Image, convert: Callable[[Image.Image], Image.Image] | No
 
 def _split(pixels: Array) -> tuple[Array, Array]:
     return np.ascontiguousarray(pixels[..., :-1]), np.ascontiguousarray(pixels[..., -1])
-
-
-def _keyed_alpha(image: Image.Image, pixels: Array) -> Array | None:
-    """Return the alpha a transparency key means (PNG tRNS: one gray value or one colour is transparent)."""
-    key = image.info.get("transparency")
-    if key is None or isinstance(key, bytes) or pixels.dtype.kind != "u":
-        return None
-    alpha = np.full(pixels.shape[:2], np.iinfo(pixels.dtype).max, pixels.dtype)
-    alpha[(pixels == np.array(key)).all(axis=2)] = 0
-    return alpha
 
 
 def _decode_cmyk(image: Image.Image, icc: bytes | None) -> Decoded:
