@@ -8,6 +8,7 @@ from dataclasses import replace
 from tilefuse.errors import ModelError
 from tilefuse.graph import Graph, Node, Shape
 from tilefuse.ops import (
+    NO_PADDING,
     Activation,
     Binary,
     Clamp,
@@ -16,6 +17,7 @@ from tilefuse.ops import (
     Fused,
     Linear,
     Op,
+    Pad,
     PixelShuffle,
     PRelu,
 )
@@ -63,6 +65,28 @@ def fuse_epilogues(graph: Graph) -> Graph:
             replaced[value] = Node(Fused(tuple(members), tuple(arities)), tuple(inputs), value)
     nodes = (replaced.get(node.output, node) for node in graph.nodes if node.output not in gone)
     return replace(graph, nodes=tuple(nodes))
+
+
+def merge_pads(graph: Graph) -> Graph:
+    """Make each pad that only one convolution reads part of that convolution.
+
+    Zeros add to the convolution's own padding; the other modes need a convolution without padding of its own.
+    """
+    consumers, nodes = graph.consumers(), {node.output: node for node in graph.nodes}
+    for node in graph.nodes:
+        readers = consumers.get(node.output, [])
+        if not isinstance(node.op, Pad) or len(readers) != 1 or node.output in graph.outputs:
+            continue
+        conv = nodes[readers[0].output]
+        if not isinstance(conv.op, Conv2d) or conv.inputs.count(node.output) != 1 or conv.inputs[0] != node.output:
+            continue
+        zeros = node.op.mode == conv.op.padding_mode == "constant" and node.op.value == 0
+        if min(node.op.padding) < 0 or not (zeros or (node.op.mode != "constant" and conv.op.padding == NO_PADDING)):
+            continue
+        top, left, bottom, right = (a + b for a, b in zip(node.op.padding, conv.op.padding, strict=True))
+        op = replace(conv.op, padding=(top, left, bottom, right), padding_mode=node.op.mode)
+        nodes[conv.output] = Node(op, (nodes.pop(node.output).inputs[0], *conv.inputs[1:]), conv.output)
+    return replace(graph, nodes=tuple(nodes.values()))
 
 
 def unfuse(graph: Graph) -> Graph:

@@ -5,7 +5,7 @@
 """
 
 from tilefuse.folding import fold_affine, fold_batch_norm, fold_constants, prune
-from tilefuse.fusion import fuse_epilogues, unfuse
+from tilefuse.fusion import fuse_epilogues, merge_pads, unfuse
 from tilefuse.placement import Placement, concat_placements
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "fold_batch_norm",
     "fold_constants",
     "fuse_epilogues",
+    "merge_pads",
     "prune",
     "unfuse",
 ]

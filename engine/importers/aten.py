@@ -25,6 +25,7 @@ from tilefuse.importers.aten_call import (
     Constant,
     SizeDependentError,
     Value,
+    module_path,
     mutates,
     place,
     target_name,
@@ -148,9 +149,10 @@ def _fold(call: Call) -> Value:
 
     with torch.no_grad():
         result = node.target(*map_arg(node.args, tensor), **map_arg(node.kwargs, tensor))
+    name = ".".join(part for part in (module_path(node), node.name) if part)
     if isinstance(result, Tensor):
-        return Constant(result, node.name)
-    return {index: Constant(part, f"{node.name}.{index}") for index, part in enumerate(result)}
+        return Constant(result, name)
+    return {index: Constant(part, f"{name}.{index}") for index, part in enumerate(result)}
 
 
 def _plain(node: fx.Node) -> tuple[Any, Any]:

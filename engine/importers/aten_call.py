@@ -211,10 +211,15 @@ def mutates(node: fx.Node) -> bool:
     return alias is not None and alias.is_write
 
 
+def module_path(node: fx.Node) -> str:
+    """Path of the innermost module a call was made in, empty for the outermost."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
 def place(node: fx.Node) -> str:
     """Say where in the module a call stands: module path, source line."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path = next((entry[0] for entry in reversed(list(stack.values())) if entry[0]), "")
+    path = module_path(node)
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     own = [(PurePath(path), line) for path, line in frames if "torch" not in PurePath(path).parts]
     line = f"{own[-1][0].name}:{own[-1][1]}" if own else ""
