@@ -12,7 +12,20 @@ from torch import nn
 from tilefuse.errors import ModelError
 from tilefuse.export import foreign
 from tilefuse.export.descriptor import Architecture, Descriptor, MisfitError, Tensors
-from tilefuse.export.generators import edsr, fsrcnn, rrdbnet, span, srresnet, subpixel
+from tilefuse.export.generators import (
+    cgan,
+    classifier,
+    dcgan,
+    edsr,
+    fsrcnn,
+    gan,
+    pggan,
+    rrdbnet,
+    span,
+    srresnet,
+    subpixel,
+    vae,
+)
 
 # One line an architecture. Their detections exclude each other, so the order does not matter.
 ARCHITECTURES: tuple[Architecture, ...] = (
@@ -24,6 +37,13 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     edsr.ARCHITECTURE,
     fsrcnn.ARCHITECTURE,
     span.ARCHITECTURE,
+    gan.ARCHITECTURE,
+    dcgan.ARCHITECTURE,
+    dcgan.PROJECTED,
+    cgan.ARCHITECTURE,
+    vae.ARCHITECTURE,
+    pggan.ARCHITECTURE,
+    classifier.ARCHITECTURE,
 )
 
 _COUNTER = ".num_batches_tracked"

@@ -27,7 +27,8 @@ class Descriptor:
     """Describes a generator: which architecture, with which hyper-parameters, from what to what.
 
     `scale` is output pixels per input pixel along each axis, `value_range` that of images going in and out, `latent`
-    the length of the latent vector (None for networks that take an image).
+    the length of the latent vector (None for networks that take an image). `inputs` names each input of a network that
+    takes no image of any size, with its shape but for the batch: `latent`, `label` (one-hot) or `image`.
     """
 
     architecture: str
@@ -38,6 +39,7 @@ class Descriptor:
     tags: tuple[str, ...] = ()
     value_range: tuple[float, float] = (0.0, 1.0)
     latent: int | None = None
+    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def unchanged(tensors: Tensors) -> Tensors:
