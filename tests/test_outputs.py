@@ -1,0 +1,143 @@
+"""Outputs: refused before the work when they can't be written, complete or absent afterwards."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tilefuse.errors import UsageError
+from tilefuse.outputs import check_output, output_format, replacing
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.png", "PNG"),
+        ("a.JPG", "JPEG"),
+        ("a.b.jpeg", "JPEG"),
+        ("a.webp", "WebP"),
+        ("a.tif", "TIFF"),
+        ("a.TIFF", "TIFF"),
+    ],
+)
+def test_the_extension_names_the_format(name: str, kind: str) -> None:
+    assert output_format(name) == kind
+
+
+@pytest.mark.parametrize("name", ["a", "a.", ".png", "a.gif", "a.png.bak", "a.exr"])
+def test_other_extensions_are_refused_with_the_list(name: str) -> None:
+    with pytest.raises(UsageError, match=r"use one of \.png, \.jpg, \.jpeg, \.webp, \.tif, \.tiff"):
+        output_format(name)
+
+
+def test_a_free_name_is_returned_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    assert check_output(tmp_path / "a.png", size=(10, 10)) == tmp_path / "a.png"
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_existing_output_needs_overwrite(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"precious")
+    with pytest.raises(UsageError, match="already exists"):
+        check_output(path)
+    with pytest.raises(UsageError, match="already exists"), replacing(path):
+        pass
+    check_output(path, overwrite=True)
+    assert path.read_bytes() == b"precious"
+
+
+def test_an_output_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+
+    def write() -> None:
+        with replacing(path) as stream:
+            stream.write(b"new")
+            path.write_bytes(b"precious")
+
+    with pytest.raises(UsageError, match="already exists"):
+        write()
+    assert path.read_bytes() == b"precious"
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_places_that_cannot_hold_a_file(tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "fifo.png")
+    for path, said in (
+        (tmp_path / "folder.png", "not a regular file"),
+        (tmp_path / "fifo.png", "not a regular file"),
+        (tmp_path / "missing" / "a.png", "does not exist; create it first"),
+        (tmp_path / "file" / "a.png", "Not a directory"),
+        (Path("/proc/a.png"), "proc"),
+        (tmp_path / ("a" * 300 + ".png"), "File name too long"),
+        (tmp_path / "nul\0.png", "can't be written"),
+    ):
+        with pytest.raises(UsageError, match=said) as raised:
+            check_output(path, overwrite=True)
+        assert str(raised.value).isprintable()
+        with pytest.raises(UsageError), replacing(path, overwrite=True):
+            pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_read_only_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UsageError, match="Permission denied"):
+        check_output(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "fits"),
+    [("a.jpg", 65500, True), ("a.jpg", 65501, False), ("a.webp", 16383, True), ("a.webp", 16384, False),
+     ("a.png", 100_000, True), ("a.tif", 100_000, True)],
+)  # fmt: skip
+def test_side_limits_name_the_limit_and_what_holds_more(tmp_path: Path, name: str, side: int, fits: bool) -> None:
+    for size in ((side, 1), (1, side)):
+        if fits:
+            check_output(tmp_path / name, size=size)
+            continue
+        with pytest.raises(UsageError, match=rf"past the {side - 1} px a side that .* can hold; use .*PNG or TIFF"):
+            check_output(tmp_path / name, size=size)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, MemoryError])
+def test_nothing_is_left_after_a_failure(tmp_path: Path, error: type[BaseException]) -> None:
+    def write() -> None:
+        with replacing(tmp_path / "a.png") as stream:
+            stream.write(b"half")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_name_appears_only_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    with replacing(path) as stream:
+        stream.write(b"whole")
+        stream.flush()
+        assert not path.exists()
+    assert path.read_bytes() == b"whole"
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_a_link_s_target_is_replaced_and_the_link_kept(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere" / "a.png", tmp_path / "a.png"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    with replacing(link, overwrite=True) as stream:
+        stream.write(b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+
+
+def test_the_new_file_has_ordinary_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    with replacing(tmp_path / "a.png") as stream:
+        stream.write(b"x")
+    assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "plain").stat().st_mode
