@@ -41,7 +41,7 @@ class CGAN(nn.Module):
     def forward(self, latent: Tensor, label: Tensor) -> Tensor:
         """Draws one image a latent, of the class its label says."""
         joined = torch.cat([latent, self.embedding(label)], 1)
-        features = torch.relu(self.norm1(self.project(joined).unflatten(1, self.shape)))
+        features = torch.relu(self.norm1(self.project(joined).reshape(-1, *self.shape)))
         features = torch.relu(self.norm2(self.up1(features)))
         return torch.tanh(self.up2(features))
 

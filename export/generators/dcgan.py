@@ -69,7 +69,7 @@ class ProjectedDCGAN(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         """Draws one image a latent."""
-        features = torch.relu(self.norm1(self.project(latent).unflatten(1, self.shape)))
+        features = torch.relu(self.norm1(self.project(latent).reshape(-1, *self.shape)))
         features = torch.relu(self.norm2(self.up1(features)))
         return torch.tanh(self.up2(features))
 

@@ -34,7 +34,7 @@ class GAN(nn.Module):
         """Draws one image a latent."""
         for layer in self.hidden:
             latent = F.leaky_relu(layer(latent), SLOPE)
-        return torch.sigmoid(self.output(latent)).unflatten(1, self.image)
+        return torch.sigmoid(self.output(latent)).reshape(-1, *self.image)
 
 
 class GANDiscriminator(nn.Module):

@@ -40,6 +40,11 @@ class Equalised(nn.Module):
             return F.conv_transpose2d(x, weight, self.layer.bias)
         return F.conv2d(x, weight, self.layer.bias, padding=self.layer.padding)
 
+    def folded(self) -> dict[str, Tensor]:
+        """Gives the weights of a plain layer that does the same."""
+        state = self.layer.state_dict()
+        return {"weight": state["weight"] * self.multiplier, "bias": state["bias"]}
+
 
 class GrowingBlock(Block):
     """The block of a PGGAN with equalised layers."""
@@ -81,13 +86,13 @@ class GrowingPGGAN(nn.Module):
         """Builds the grown network of plain layers, its weights multiplied out."""
         plain = PGGAN(*self.arguments)
         weights = plain.state_dict()
+        last = f"to_rgb.{len(self.to_rgb) - 1}"
         for key, module in self.named_modules():
-            name = key.replace(f"to_rgb.{len(self.to_rgb) - 1}", "to_rgb")
+            name = "to_rgb" if key == last else key
             if isinstance(module, Equalised) and f"{name}.weight" in weights:
-                weights[f"{name}.weight"] = module.layer.weight.detach() * module.multiplier
-                weights[f"{name}.bias"] = module.layer.bias.detach()
+                weights |= {f"{name}.{part}": tensor for part, tensor in module.folded().items()}
         plain.load_state_dict(weights)
-        return plain.to(self.initial.layer.weight.device)
+        return plain
 
 
 class GrowingDiscriminator(nn.Module):

@@ -19,7 +19,7 @@ class Decoder(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         """Gives the logits of one image a latent."""
-        features = torch.relu(self.project(latent)).unflatten(1, self.shape)
+        features = torch.relu(self.project(latent)).reshape(-1, *self.shape)
         logits: Tensor = self.up2(torch.relu(self.up1(features)))
         return logits
 
