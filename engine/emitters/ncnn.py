@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from tilefuse.emitters.ncnn_layers import WRITERS
 from tilefuse.emitters.ncnn_sheet import Layer, Sheet, UnsupportedError
-from tilefuse.errors import ModelError
+from tilefuse.errors import BackendError
 from tilefuse.graph import Graph, Node, Shape
 from tilefuse.ops import Activation, Conv2d, ConvTranspose2d, Fused, Linear
 
@@ -33,26 +33,27 @@ def to_ncnn(graph: Graph, *shapes: Shape) -> NcnnModel:
     """Write the graph for one image of the given input shapes ([1, ..] each).
 
     Raises:
-        ModelError: an op, an attribute or a size that ncnn can't express exactly; the message names it.
+        BackendError: an op, an attribute or a size that ncnn can't express exactly; the message names it.
+        ModelError: the graph can't take inputs of these shapes.
     """
     graph = _unfused(graph)
     known = graph.shapes(*shapes)
     for name, shape in known.items():
         if name not in graph.weights and (shape[0] != 1 or not 2 <= len(shape) <= 5):
-            raise ModelError(f"ncnn takes one image at a time; the value {name!r} is {'x'.join(map(str, shape))}")
+            raise BackendError(f"ncnn takes one image at a time; the value {name!r} is {'x'.join(map(str, shape))}")
     sheet = Sheet(shapes=known, weights=graph.weights)
     for node, activation in _with_activation(graph):
         writer = WRITERS.get(type(node.op))
         if writer is None:
-            raise ModelError(f"ncnn has no layer for {node.op.name}")
+            raise BackendError(f"ncnn has no layer for {node.op.name}")
         output = node.output if activation is None else activation.output
         try:
             writer(sheet, node, output, activation.op if activation else None)
         except UnsupportedError as reason:
-            raise ModelError(f"ncnn can't express {node.op.name} ({node.output}): {reason}") from reason
+            raise BackendError(f"ncnn can't express {node.op.name} ({node.output}): {reason}") from reason
     for name in graph.outputs:
         if name in graph.weights:
-            raise ModelError(f"ncnn can't return the constant {name!r}")
+            raise BackendError(f"ncnn can't return the constant {name!r}")
     layers = [Layer("Input", (), spec.name) for spec in graph.inputs] + sheet.layers
     param, made, returned = _assemble(layers, graph.outputs)
     return NcnnModel(

@@ -37,7 +37,7 @@ _UNARY = {"abs": 0, "neg": 1, "square": 4, "sqrt": 5, "rsqrt": 6, "exp": 7, "log
 # Sums run in float32: past this the error of a normalised value passes 1e-4.
 _LARGEST_GROUP = 1 << 20
 # The second number is the operation with its operands swapped, for a scalar on the left.
-_BINARY = {"add": (0, 0), "sub": (1, 7), "mul": (2, 2), "div": (3, 8)}
+_BINARY = {"add": (0, 0), "sub": (1, 7), "mul": (2, 2), "div": (3, 8), "max": (4, 4), "min": (5, 5)}
 
 
 def _activation(sheet: Sheet, node: Node, output: str, _: Op | None) -> None:
@@ -92,7 +92,11 @@ def _clamp(sheet: Sheet, node: Node, output: str, _: Op | None) -> None:
 
 
 def _unary(sheet: Sheet, node: Node, output: str, _: Op | None) -> None:
-    sheet.add("UnaryOp", node.inputs, output, {0: _UNARY[cast(Unary, node.op).kind]})
+    kind = cast(Unary, node.op).kind
+    if kind == "erf":
+        sheet.add("Erf", node.inputs, output, {})
+    else:
+        sheet.add("UnaryOp", node.inputs, output, {0: _UNARY[kind]})
 
 
 def _binary(sheet: Sheet, node: Node, output: str, _: Op | None) -> None:

@@ -1,0 +1,87 @@
+"""ONNX Runtime on the CPU or a CUDA device, fed with the graph written as ONNX or with the model's own file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tilefuse.backends.base import Precision, Session
+from tilefuse.backends.library import check_inputs, failure, load, missing, refuse_compile, require
+from tilefuse.backends.onnx_source import onnx_refusal, onnx_source
+from tilefuse.errors import BackendError
+from tilefuse.graph import Shape
+from tilefuse.model import Model
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+class OnnxRuntime:
+    """Serves fp32; on a CUDA device only if the provider really loaded, never by falling back to the CPU."""
+
+    name = "onnxruntime"
+
+    def available(self) -> str | None:
+        return missing("onnxruntime") or missing("onnx")
+
+    def refusal(self, model: Model, device: str, precision: Precision) -> str | None:
+        if precision != "fp32":
+            return f"it serves fp32 only, not {precision}"
+        if device != "cpu":
+            if not device.startswith("cuda"):
+                return f"it runs on cpu and cuda, not on {device}"
+            offered = load("onnxruntime").get_available_providers()
+            if _CUDA not in offered:
+                return "the installed onnxruntime has no CUDA provider; install tilefuse[gpu] instead of tilefuse[cpu]"
+        return onnx_refusal(model)
+
+    def compile(
+        self, model: Model, shapes: Sequence[Shape], *, device: str, precision: Precision, threads: int
+    ) -> Session:
+        require(self, model, shapes, device, precision)
+        ort = load("onnxruntime")
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        provider: Any = _CPU if device == "cpu" else (_CUDA, _cuda_options(device))
+        source = onnx_source(model, shapes)
+        try:
+            session = ort.InferenceSession(source, options, providers=[provider])
+        # The library raises classes of its own, one a status code, with no common base.
+        except Exception as error:
+            raise refuse_compile(self.name, error) from error
+        wanted = _CPU if device == "cpu" else _CUDA
+        if session.get_providers()[0] != wanted:
+            raise BackendError(f"onnxruntime fell back to {session.get_providers()[0]}: its {wanted} did not load")
+        unlike = [spec.name for spec in session.get_inputs() if spec.type != "tensor(float)"]
+        if unlike:
+            raise BackendError(f"{self.name} is fed float32; the inputs {', '.join(unlike)} want another type")
+        return OnnxRuntimeSession(session, tuple(spec.name for spec in session.get_inputs()), tuple(shapes))
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeSession:
+    """An inference session; the library lets many threads run one."""
+
+    session: Any
+    names: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+
+    def run(self, *inputs: Tensor) -> list[Tensor]:
+        check_inputs(inputs, self.shapes)
+        feed = {name: x.detach().contiguous().cpu().numpy() for name, x in zip(self.names, inputs, strict=True)}
+        try:
+            outputs = self.session.run(None, feed)
+        # As at compile: the library's exceptions have no common base.
+        except Exception as error:
+            raise failure("onnxruntime", error) from error
+        return [torch.from_numpy(output).float() for output in outputs]
+
+
+def _cuda_options(device: str) -> dict[str, str]:
+    return {"device_id": str(torch.device(device).index or 0), "use_tf32": "0"}
