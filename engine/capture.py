@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from fractions import Fraction
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,12 +104,25 @@ def _run(module: nn.Module, inputs: Tensors) -> list[Tensor]:
 
 
 def _export(module: nn.Module, example: Tensors) -> ExportedProgram:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _silence():
         try:
             return torch.export.export(module, example, strict=False)
         except Exception as error:  # torch.export raises errors of many unrelated types
             raise ModelError(f"torch.export can't capture the module: {_reason(error)}; {UNTILED}") from error
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep torch.export from printing what its error says too: warnings, a log record, the program on stderr."""
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = log.level
+    with warnings.catch_warnings(), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def _other_sizes(example: Tensors) -> Iterator[tuple[Tensors, Tensors]]:

@@ -25,9 +25,9 @@ from tilefuse.importers.aten_call import (
     Constant,
     SizeDependentError,
     Value,
+    describe,
     module_path,
     mutates,
-    place,
     target_name,
 )
 from tilefuse.importers.aten_memory import Memory
@@ -111,7 +111,7 @@ def _convert(node: fx.Node, twin: fx.Node, values: dict[fx.Node, Value], builder
     if node.target is operator.getitem:
         return _getitem(node, values)
     if not isinstance(node.target, torch._ops.OpOverload):
-        raise ModelError(f"{target_name(node)} {place(node)} is outside the op vocabulary; {UNTILED}")
+        raise ModelError(f"{describe(node)} is outside the op vocabulary; {UNTILED}")
     if all(isinstance(values.get(source), Constant) for source in node.all_input_nodes):
         return _fold(call)
     if call.target not in CONVERTERS:
@@ -128,7 +128,7 @@ def _getitem(node: fx.Node, values: dict[fx.Node, Value]) -> Value:
     assert isinstance(index, int)
     parts = values[source]
     if not isinstance(parts, dict) or index not in parts:
-        raise ModelError(f"result {index} of {target_name(source)} {place(source)} is not supported; {UNTILED}")
+        raise ModelError(f"result {index} of {describe(source)} is not supported; {UNTILED}")
     return parts[index]
 
 

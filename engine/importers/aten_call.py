@@ -171,13 +171,12 @@ class Call:
 
     def refused(self, reason: str) -> ModelError:
         """Make the error for a call outside the vocabulary."""
-        return ModelError(f"aten.{self.target} {place(self.node)} {reason}; {UNTILED}")
+        return ModelError(f"{describe(self.node)} {reason}; {UNTILED}")
 
     def varies(self, what: str) -> SizeDependentError:
         """Make the error for what follows the image's size in a way the graph can't express."""
         return SizeDependentError(
-            f"aten.{self.target} {place(self.node)}: {what} follows the image's size, and not as a constant scale or "
-            f"margin; {UNTILED}"
+            f"{describe(self.node)}: {what} follows the image's size, and not as a constant scale or margin; {UNTILED}"
         )
 
 
@@ -217,14 +216,15 @@ def module_path(node: fx.Node) -> str:
     return str(list(stack.values())[-1][0]) if stack else ""
 
 
-def place(node: fx.Node) -> str:
-    """Say where in the module a call stands: module path, source line."""
+def describe(node: fx.Node) -> str:
+    """Name a call, and where it stands: `aten.softmax.int (in module 'body.3', network.py:12)`."""
+    name = str(node.target) if isinstance(node.target, torch._ops.OpOverload) else target_name(node)
     path = module_path(node)
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     own = [(PurePath(path), line) for path, line in frames if "torch" not in PurePath(path).parts]
     line = f"{own[-1][0].name}:{own[-1][1]}" if own else ""
     found = ", ".join(part for part in (f"in module {path!r}" if path else "", line) if part)
-    return f"({found})" if found else ""
+    return f"{name} ({found})" if found else name
 
 
 def _argument(node: fx.Node, name: str) -> Any:

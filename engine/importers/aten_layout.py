@@ -97,7 +97,9 @@ def _slice(call: Call) -> Value:
 
 def _narrow(call: Call) -> Value:
     starts, lengths = call.both("start"), call.both("length")
-    return _cut(call, starts, (starts[0] + lengths[0], starts[1] + lengths[1]), 1)
+    # The end of a range that starts at -n may be 0, which a slice would read as the beginning.
+    stops = (starts[0] + lengths[0] or None, starts[1] + lengths[1] or None)
+    return _cut(call, starts, stops, 1)
 
 
 def _cut(call: Call, starts: tuple[Any, Any], stops: tuple[Any, Any], step: int) -> Value:

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from tilefuse.errors import ModelError
-from tilefuse.importers.aten_call import UNTILED, mutates, place, target_name
+from tilefuse.importers.aten_call import UNTILED, describe, mutates
 
 
 class Memory:
@@ -40,7 +40,7 @@ class Memory:
         for alias in sharing:
             if self._root[alias] is not self._root[node] and any(self._before(node, user) for user in alias.users):
                 raise ModelError(
-                    f"{target_name(node)} {place(node)} writes into memory that {alias.name!r} shares; use the op that "
+                    f"{describe(node)} writes into memory that {alias.name!r} shares; use the op that "
                     f"is not in place; {UNTILED}"
                 )
         return [alias for alias in sharing if self._root[alias] is self._root[node]]
