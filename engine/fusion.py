@@ -120,7 +120,7 @@ def _member(node: Node, value: str, graph: Graph, shapes: Mapping[str, Shape]) -
             return node.op, others
         case PRelu() if first and _per_channel(others[0], value, graph, shapes):
             return node.op, others
-        case Binary(kind=kind) if first or kind in ("add", "mul"):
+        case Binary(kind="add" | "mul" | "sub" | "div" as kind) if first or kind in ("add", "mul"):
             if _per_channel(others[0], value, graph, shapes):
                 return node.op, others
             same = value in shapes and shapes[value] == shapes[others[0]]

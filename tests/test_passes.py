@@ -24,6 +24,7 @@ from tilefuse.ops import (
     Conv2d,
     Fused,
     Linear,
+    Mean,
     PixelShuffle,
     Slice,
     Unary,
@@ -238,14 +239,13 @@ def test_of_two_layers_that_meet_the_later_takes_the_sum() -> None:
         (Node(Binary("mul"), ("y", "x"), "z"), "a product with a value of the run is no residual"),
         (Node(Binary("add"), ("y", "m"), "z"), "the residual is smaller and would broadcast"),
         (Node(Binary("add"), ("y", "map"), "z"), "the constant is neither one number nor one a channel"),
+        (Node(Binary("max"), ("y", "one"), "z"), "a maximum is no epilogue"),
         (Node(Unary("exp"), ("y",), "z"), "the op is no epilogue"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_not_fused(second: Node, why: str) -> None:
-    from tilefuse.ops import Mean
-
-    weights = {"w": torch.randn(2, 2, 1, 1), "map": torch.randn(2, 1, 2)}
+    weights = {"w": torch.randn(2, 2, 1, 1), "map": torch.randn(2, 1, 2), "one": torch.ones(())}
     nodes = (Node(Mean((2, 3)), ("x",), "m"), Node(Conv2d(), ("x", "w"), "y"), second)
     graph = Graph((Input("x", (None, 2, None, None)),), nodes, ("z",), weights)
     assert fuse_epilogues(graph).nodes == nodes, why

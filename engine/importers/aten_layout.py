@@ -46,15 +46,15 @@ def resize(mode: ResizeMode, coordinates: Coordinates, rounding: NearestRounding
         scale, size = scale_between(shapes, results), None
         if scale == (Fraction(1), Fraction(1)):
             return identity(call)
-        if factors is not None and not aligned:
+        if factors is not None:
             # The result's size is rounded down, yet the factor itself maps the coordinates.
             scale = (_fraction(factors[0]), _fraction(factors[-1]))
-        elif scale is None or (aligned and (scale[0].denominator, scale[1].denominator) != (1, 1)):
+        elif scale is None:
             if shapes[0][2:] == shapes[1][2:] == (1, 1) and results[0][2:] != results[1][2:]:
                 return _expand(call)
             if results[0][2:] != results[1][2:]:
                 raise call.varies("the result's size")
-            scale, size = None, (results[0][2], results[0][3])
+            size = (results[0][2], results[0][3])
         op = Resize(mode, scale, size, "align_corners" if aligned else coordinates, rounding)
         return call.emit(op, call.value(call.first))
 

@@ -120,7 +120,9 @@ def _pow(call: Call) -> Value:
     return call.emit(Unary(kinds[exponent]), call.value("self"))
 
 
-def _binary(kind: Literal["add", "sub", "mul", "div"], first: str = "self", second: str = "other") -> Converter:
+def _binary(
+    kind: Literal["add", "sub", "mul", "div", "max", "min"], first: str = "self", second: str = "other"
+) -> Converter:
     def convert(call: Call) -> Value:
         a, b, alpha = _operand(call, first), _operand(call, second), call.get("alpha", 1)
         # torch: self ± alpha · other, and rsub: other - alpha · self; alpha is always of the second.
@@ -178,6 +180,7 @@ ARITHMETIC: dict[str, Converter] = {
     "hardtanh.default": _clamp("min_val", "max_val"),
     "abs.default": _simple(Unary("abs")),
     "neg.default": _simple(Unary("neg")),
+    "erf.default": _simple(Unary("erf")),
     "exp.default": _simple(Unary("exp")),
     "log.default": _simple(Unary("log")),
     "sqrt.default": _simple(Unary("sqrt")),
@@ -196,6 +199,8 @@ ARITHMETIC: dict[str, Converter] = {
     "multiply.Tensor": _binary("mul"),
     "div.Tensor": _binary("div"),
     "div.Scalar": _binary("div"),
+    "maximum.default": _binary("max"),
+    "minimum.default": _binary("min"),
 }
 
 CONVERTERS: dict[str, Converter] = ARITHMETIC | STATISTICS | LAYOUT
