@@ -9,7 +9,7 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 
 BLEED_RADIUS_PX = 16
-_NEIGHBOURS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx)
+_PIECE = 1 << 16
 _STRIP_VALUES = 1 << 22
 
 
@@ -21,34 +21,44 @@ def bleed(pixels: Array, alpha: Array) -> Array:
     of its 8 neighbours that have one, in the first round weighted by alpha. A result depends on nothing farther away
     than that radius: a tile with as much more halo gives the same as the whole.
     """
-    height, width = alpha.shape
-    weight = np.maximum(alpha, 0).astype(np.float32)
-    empty = weight <= 0
-    if not empty.any() or empty.all():
+    weight = np.pad(np.maximum(alpha, 0).astype(np.float32), 1)
+    hidden = np.pad(alpha <= 0, 1)
+    if not hidden.any() or not weight.any():
         return pixels
-    filled = pixels.copy()
-    rows, columns = np.nonzero(empty & _beside(~empty))
+    # A border of one pixel and flat indices spare a bounds check for each of the 8 neighbours.
+    padded = np.pad(pixels, ((1, 1), (1, 1), (0, 0)))
+    around = [dy * weight.shape[1] + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
+    frontier = np.flatnonzero(hidden & _beside(weight > 0))
     for _ in range(BLEED_RADIUS_PX):
-        total = np.zeros(rows.size, np.float32)
-        count = np.zeros(rows.size, np.float32)
-        mixed = np.zeros((rows.size, pixels.shape[2]), np.float32)
-        reached = []
-        for dy, dx in _NEIGHBOURS:
-            y, x = rows + dy, columns + dx
-            inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-            y, x = np.where(inside, y, 0), np.where(inside, x, 0)
-            share = np.where(inside, weight[y, x], 0)
-            mixed += filled[y, x] * share[:, None]
-            total += share
-            count += share > 0
-            reached.append((y * width + x)[inside & empty[y, x]])
-        mean = mixed / total[:, None]
-        filled[rows, columns] = np.rint(mean) if pixels.dtype.kind == "u" else mean
-        weight[rows, columns] = total / count
-        empty[rows, columns] = False
-        candidates = np.unique(np.concatenate(reached))
-        rows, columns = np.divmod(candidates[empty.reshape(-1)[candidates]], width)
-    return filled
+        pieces = np.array_split(frontier, -(-frontier.size // _PIECE) or 1)
+        means = [
+            _mean_around(padded.reshape(-1, pixels.shape[2]), weight.reshape(-1), piece, around) for piece in pieces
+        ]
+        padded.reshape(-1, pixels.shape[2])[frontier] = np.concatenate([colour for colour, _ in means])
+        weight.reshape(-1)[frontier] = np.concatenate([share for _, share in means])
+        hidden.reshape(-1)[frontier] = False
+        beside = np.zeros(hidden.size, bool)
+        for step in around:
+            beside[frontier + step] = True
+        frontier = np.flatnonzero(beside & hidden.reshape(-1))
+        if not frontier.size:
+            break
+    return np.ascontiguousarray(padded[1:-1, 1:-1])
+
+
+def _mean_around(pixels: Array, weight: Array, places: Array, around: list[int]) -> tuple[Array, Array]:
+    """Return, for each flat index, its neighbours' weighted mean colour and the mean weight of those that count."""
+    total = np.zeros(places.size, np.float32)
+    count = np.zeros(places.size, np.float32)
+    mixed = np.zeros((places.size, pixels.shape[1]), np.float32)
+    for step in around:
+        near = places + step
+        share = weight[near]
+        mixed += pixels[near] * share[:, None]
+        total += share
+        count += share > 0
+    mixed /= total[:, None]
+    return (np.rint(mixed) if pixels.dtype.kind == "u" else mixed).astype(pixels.dtype), total / count
 
 
 def keep_flat(alpha: Array, source: Array) -> None:
