@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from tilefuse.export.descriptor import Architecture, Descriptor, Hints, MisfitError, Tensors, shape_of
 from tilefuse.export.generators.dcgan import RANGE, projected_size
@@ -59,8 +58,8 @@ class ProjectionDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk = ConvTrunk(channels, size, features, stages)
-        self.output = spectral_norm(nn.Linear(self.trunk.outputs, 1))
-        self.embedding = spectral_norm(nn.Linear(classes, self.trunk.outputs, bias=False))
+        self.output = nn.Linear(self.trunk.outputs, 1)
+        self.embedding = nn.Linear(classes, self.trunk.outputs, bias=False)
 
     def forward(self, image: Tensor, label: Tensor) -> Tensor:
         """Scores a batch."""

@@ -4,7 +4,6 @@ import itertools
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 SLOPE = 0.2
 
@@ -12,18 +11,14 @@ SLOPE = 0.2
 class ConvTrunk(nn.Module):
     """Turns images [N, channels, size, size] into features [N, outputs] with `stages` 4x4 convolutions of stride 2.
 
-    The widths double from `features`; leaky ReLU follows each. Spectral normalisation takes the place of DCGAN's batch
-    norm: it keeps small discriminators stable and lets each image be scored alone, which gradient penalties need.
-
-    Source: Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018.
+    The widths double from `features`; leaky ReLU follows each. DCGAN's batch norm is left away, because gradient
+    penalties, which keep the training stable instead, need each image scored alone.
     """
 
     def __init__(self, channels: int, size: int, features: int, stages: int) -> None:
         super().__init__()
         widths = [channels, *(features * 2**stage for stage in range(stages))]
-        self.convs = nn.ModuleList(
-            spectral_norm(nn.Conv2d(a, b, 4, stride=2, padding=1)) for a, b in itertools.pairwise(widths)
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in itertools.pairwise(widths))
         self.outputs = widths[-1] * (size // 2**stages) ** 2
 
     def forward(self, image: Tensor) -> Tensor:
@@ -39,7 +34,7 @@ class DCGANDiscriminator(nn.Module):
     def __init__(self, channels: int, size: int, features: int, stages: int) -> None:
         super().__init__()
         self.trunk = ConvTrunk(channels, size, features, stages)
-        self.output = spectral_norm(nn.Linear(self.trunk.outputs, 1))
+        self.output = nn.Linear(self.trunk.outputs, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Scores a batch."""
