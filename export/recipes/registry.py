@@ -51,7 +51,7 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         *(
             Recipe(f"espcn-x{scale}", "ESPCN", scale, PICTURES, {"scale": scale, "residual": True}, steps=steps)
-            for scale, steps in ((2, 20000), (3, 20000), (4, 30000))
+            for scale, steps in ((2, 20000), (3, 12000), (4, 30000))
         ),
         Recipe(
             "compact-x4",
