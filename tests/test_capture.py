@@ -41,7 +41,7 @@ def ops(graph: Graph) -> list[str]:
     return [node.op.name for node in graph.nodes]
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(random_network(global_ops=True), st.integers(0, 4), st.integers(0, 4))
 def test_random_networks_are_captured_exactly(network: Network, rows: int, columns: int) -> None:
     graph = from_module(network.module, torch.rand(1, network.in_channels, network.size(3), network.size(4)))
