@@ -11,11 +11,18 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[cpu,train,dev]'
 	touch $@
 
+demo: $(STAMP)
+	$(PY) examples/demo.py
+
 test: $(STAMP)
 	$(PY) -m pytest -m "not slow"
 
 test-all: $(STAMP)
 	$(PY) -m pytest
+
+# Lint, types and the fast tests: what to run before every commit.
+check: lint
+	$(PY) -m pytest -m "not slow" -x -q --ignore tests/attacks
 
 lint: $(STAMP) types
 	$(PY) -m ruff check .

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from tilefuse.backends.base import Precision
 from tilefuse.cost import flops, peak_live_bytes, weight_bytes
-from tilefuse.errors import CapacityError
+from tilefuse.errors import CapacityError, ImageError
 from tilefuse.footprint import Footprint
 from tilefuse.graph import Graph, Shape
 from tilefuse.machine import cache_bytes, format_bytes
@@ -115,6 +115,8 @@ def plan(
     """
     images, height, width = size
     footprint = model.geometry()
+    if min(footprint.output_size(height, width)) < 1:
+        raise ImageError(f"an image of {width}x{height} is smaller than what {model.name} cuts off at the borders")
     whole_only = bool(footprint.global_ops) and request.halo_px is None
     if whole_only and (request.tile or request.windows_only):
         raise CapacityError(

@@ -19,6 +19,7 @@ from tilefuse.graph import Graph
 from tilefuse.model import Model
 from tilefuse.passes import fold_batch_norm
 from tilefuse.planner import input_shapes
+from tilefuse.resizing import lower_resizes
 
 # Smaller than any layer shrinks to nothing, large enough to tell a ratio of sizes.
 EXAMPLE_SIZES = (32, 64, 128)
@@ -69,6 +70,7 @@ def _captured(
     except ModelError as error:
         return Model(name, sha256, graph, None, module, path, None, str(error), (0, 0), details)
     shapes = graph.shapes(*input_shapes(graph, 1, (found.minimum_px, found.minimum_px)))
+    graph = lower_resizes(graph, shapes)
     channels = (shapes[graph.inputs[0].name][1], shapes[graph.outputs[0]][1])
     return Model(name, sha256, graph, None, module, path, found, "", channels, details)
 

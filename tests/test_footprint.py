@@ -47,18 +47,21 @@ def impulse_reach(graph: Graph, axis: Axis, dim: int, minimum: int) -> tuple[int
     step, block = axis.alignment, int(axis.scale * axis.alignment)
     radius = -(-max(axis.before, axis.after) // step) + 2
     size = [axis.padded(1, minimum)] * 2
-    size[dim] = max(size[dim], step * (2 * radius + 1))
+    # Unpadded convolutions leave the result short by `offset`.
+    cut = -(-max(0, -axis.offset) // axis.scale)
+    size[dim] = max(size[dim], axis.padded(step * (2 * radius + 1) + cut, 1))
     twin = linear_twin(graph)
-    quiet = torch.zeros(1, graph.inputs[0].shape[1] or 1, *size, dtype=torch.float64)
-    rest = twin.evaluate(quiet)[0]
+    # One image an impulse: every position of one aligned block, and a quiet one to compare with.
+    images = torch.zeros(step + 1, graph.inputs[0].shape[1] or 1, *size, dtype=torch.float64)
+    for phase in range(step):
+        images[phase].select(1 + dim, step * radius + phase).fill_(1.0)
+    results = twin.evaluate(images)[0]
+    assert torch.isfinite(results).all()
+    moved = (results[:-1] - results[-1]).abs().amax([d for d in (1, 2, 3) if d != 2 + dim])
     before = after = 0
-    for position in range(step * radius, step * (radius + 1)):
-        loud = quiet.clone()
-        loud.select(2 + dim, position).fill_(1.0)
-        moved = (twin.evaluate(loud)[0] - rest).abs().amax([d for d in range(4) if d != 2 + dim])
-        for reached in (moved > 0).nonzero().flatten().tolist():
-            start = reached // block * step
-            before, after = max(before, start - position), max(after, position - (start + step - 1))
+    for phase, output in (moved > 0).nonzero().tolist():
+        start, position = output // block * step, step * radius + phase
+        before, after = max(before, start - position), max(after, position - (start + step - 1))
     return before, after
 
 
@@ -73,7 +76,7 @@ def check_reach(graph: Graph) -> Footprint:
 
 
 @given(network=random_network(valid=True))
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_halo_is_what_an_impulse_reaches(network: Network) -> None:
     size = network.size(2)
     graph = from_module(network.module, torch.rand(2, network.in_channels, size, size))
@@ -88,10 +91,10 @@ def test_halo_is_what_an_impulse_reaches(network: Network) -> None:
         (ESPCN(4), 4, 4, 1),
         (SRVGGNetCompact(num_feat=4, num_conv=16), 18, 4, 1),
         (SRVGGNetCompact(num_feat=4, num_conv=32), 34, 4, 1),
-        (RRDBNet(scale=4, num_feat=4, num_block=6, num_grow_ch=2), 94, 4, 1),
-        (RRDBNet(scale=4, num_feat=4, num_block=23, num_grow_ch=2), 349, 4, 1),
-        (RRDBNet(scale=2, num_feat=4, num_block=23, num_grow_ch=2), 698, 2, 2),
-        (EDSR(scale=2, num_feat=4, num_block=16), 36, 2, 1),
+        (RRDBNet(num_feat=4, num_block=6, num_grow_ch=2), 94, 4, 1),
+        (RRDBNet(num_feat=4, num_block=23, num_grow_ch=2), 349, 4, 1),
+        (RRDBNet(num_in_ch=3, num_feat=4, num_block=23, num_grow_ch=2, unshuffle=2), 698, 2, 2),
+        (EDSR(upscale=2, num_feat=4, num_block=16), 36, 2, 1),
     ],
     ids=["espcn", "compact-16", "compact-32", "rrdb-6", "rrdb-23", "rrdb-23-x2", "edsr-16"],
 )
@@ -103,7 +106,7 @@ def test_known_receptive_fields(module: nn.Module, halo: int, scale: int, alignm
 
 def test_known_receptive_field_by_impulse() -> None:
     check_reach(from_module(SRVGGNetCompact(num_feat=2, num_conv=3), torch.rand(1, 3, 16, 16)))
-    check_reach(from_module(RRDBNet(scale=2, num_feat=2, num_block=1, num_grow_ch=1), torch.rand(1, 3, 16, 16)))
+    check_reach(from_module(RRDBNet(num_feat=2, num_block=1, num_grow_ch=1, unshuffle=2), torch.rand(1, 3, 16, 16)))
 
 
 def test_ops_with_global_reach_are_named() -> None:

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from tilefuse.execute import execute
 from tilefuse.footprint import Axis, Footprint, footprint
 from tilefuse.graph import Graph
 from tilefuse.memory import ArrayReader, ArrayWriter
+from tilefuse.resizing import lower_resizes
 from tilefuse.tiling import grid, split_axis
 
 
@@ -70,14 +71,18 @@ def test_every_output_is_written_once_by_a_window_that_knows_it(axis: Axis, size
 
 
 @given(data=st.data(), network=random_network(valid=True))
-@settings(max_examples=300)
+@settings(max_examples=200)
 def test_tiled_equals_untiled_on_random_networks(data: st.DataObject, network: Network) -> None:
     example = network.size(2)
     graph = from_module(network.module, torch.rand(2, network.in_channels, example, example + network.divisor))
     found = footprint(graph)
+    edge = max(found.y.padded(1, found.minimum_px), found.x.padded(1, found.minimum_px))
+    graph = lower_resizes(graph, graph.shapes((1, network.in_channels, edge, edge)))
     height = data.draw(st.sampled_from([1, 2, 3, 17, 40, 63]), "height")
     width = data.draw(st.sampled_from([1, 5, 16, 33, 50]), "width")
     tile = data.draw(st.sampled_from([1, 4, 7, 16, 32]), "tile")
+    # A network without padding of its own leaves nothing of an image smaller than its reach.
+    assume(min(found.output_size(height, width)) > 0)
     image = np.random.default_rng(0).random((1, height, width, network.in_channels), np.float32)
     whole, tiled = run(graph, found, image, 0), run(graph, found, image, tile)
     # Aligned images reach the network as they are: then untiled is the module itself.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from math import lcm
 from typing import ClassVar, Literal
 
 import torch
@@ -23,7 +24,9 @@ class Resize(Op):
 
     The conventions are ONNX's (operator Resize): `coordinates` maps an output position to an input position, `rounding`
     picks nearest's sample, `cubic_a` is the cubic kernel's coefficient (Keys 1981). torch's nearest is asymmetric +
-    floor, its bilinear and bicubic are half_pixel.
+    floor, its bilinear and bicubic are half_pixel. Two conventions are torch's, where ONNX and ONNX Runtime disagree:
+    the output size is the product of size and scale in double precision, rounded down, and align_corners puts the last
+    pixel of that size onto the input's last.
     """
 
     name: ClassVar[str] = "resize"
@@ -40,7 +43,7 @@ class Resize(Op):
         if self.size is not None:
             return self.size
         scale_y, scale_x = self._scales(height, width)
-        return int(height * scale_y), int(width * scale_x)
+        return int(height * float(scale_y)), int(width * float(scale_x))
 
     def _scales(self, height: int, width: int) -> tuple[Fraction, Fraction]:
         if self.scale is not None:
@@ -61,73 +64,89 @@ class Resize(Op):
         for dim, size, out, scale in zip(
             (2, 3), (height, width), self.output_size(height, width), self._scales(height, width), strict=True
         ):
-            x = self._resample(x, dim, size, out, float(scale))
+            x = self._resample(x, dim, size, out, scale)
         return x
+
+    def nearest_source(self, size: int, out: int, scale: Fraction) -> Tensor:
+        """Index of the input row (or column) that each of `out` output rows copies, int64, in exact arithmetic."""
+        position, denominator = self._positions(size, out, scale)
+        match self.rounding:
+            case "floor":
+                source = position // denominator
+            case "ceil":
+                source = -(-position // denominator)
+            case "round_prefer_floor":
+                source = -((denominator - 2 * position) // (2 * denominator))
+            case "round_prefer_ceil":
+                source = (2 * position + denominator) // (2 * denominator)
+        return source.clamp(0, size - 1)
+
+    def survives_rounding(self, scale: Fraction) -> bool:
+        """Whether nearest picks the same samples at any size if positions are computed in single precision.
+
+        It does not where a position falls on the border of two pixels and the scale is no float32: libraries differ.
+        """
+        if self.mode != "nearest" or self.coordinates == "align_corners":
+            return True
+        if self.coordinates == "half_pixel_symmetric" and scale.denominator != 1:
+            return False
+        if Fraction(torch.tensor(float(scale), dtype=torch.float32).item()) == scale:
+            return True
+        slope = 1 / scale
+        start = Fraction(0) if self.coordinates == "asymmetric" else (slope - 1) / 2
+        border = Fraction(0) if self.rounding in ("floor", "ceil") else Fraction(1, 2)
+        first = 1 if self.coordinates == "asymmetric" else 0
+        return all((start + slope * i - border).denominator != 1 for i in range(first, slope.denominator + 1))
 
     def _native(self) -> str | None:
         """Name of torch's own mode when it means the same."""
         if self.mode == "nearest":
             return "nearest" if (self.coordinates, self.rounding) == ("asymmetric", "floor") else None
-        if self.exclude_outside or (self.coordinates == "align_corners" and self.scale is not None):
-            return None
-        if self.mode == "cubic" and self.cubic_a != -0.75:
+        if self.mode == "cubic" and (self.exclude_outside or self.cubic_a != -0.75):
             return None
         native = "bilinear" if self.mode == "linear" else "bicubic"
         return native if self.coordinates in ("half_pixel", "align_corners") else None
 
-    def _resample(self, x: Tensor, dim: int, size: int, out: int, scale: float) -> Tensor:
-        """Interpolate one axis as a weighted sum of shifted gathers."""
+    def _resample(self, x: Tensor, dim: int, size: int, out: int, scale: Fraction) -> Tensor:
+        """Interpolate one axis as a weighted sum of gathers."""
+        shape = list(x.shape)
+        shape[dim] = out
         if x.is_meta:
-            shape = list(x.shape)
-            shape[dim] = out
             return x.new_empty(shape)
-        position = self._positions(size, out, scale, x.device)
         if self.mode == "nearest":
-            return x.index_select(dim, self._round(position).clamp(0, size - 1).long())
-        first, taps = position.floor(), (2 if self.mode == "linear" else 4)
-        offset = position - first
-        index = torch.stack([first + t - (taps // 2 - 1) for t in range(taps)])
-        distance = (torch.arange(taps, device=x.device).view(-1, 1) - (taps // 2 - 1) - offset).abs()
-        weight = 1 - distance if self.mode == "linear" else _keys_cubic(distance, self.cubic_a)
+            return x.index_select(dim, self.nearest_source(size, out, scale).to(x.device))
+        position, denominator = self._positions(size, out, scale)
+        first, taps = position // denominator, (2 if self.mode == "linear" else 4)
+        offset = (position - first * denominator).double() / denominator
+        steps = torch.arange(taps).view(-1, 1) - (taps // 2 - 1)
+        index, distance = first + steps, (steps - offset).abs()
+        weight = 1 - distance if self.mode == "linear" else keys_cubic(distance, self.cubic_a)
         if self.exclude_outside:
             weight = weight * ((index >= 0) & (index < size))
             weight = weight / weight.sum(0)
-        index = index.clamp(0, size - 1).long()
+        index, weight = index.clamp(0, size - 1).to(x.device), weight.to(x.device, x.dtype)
         shape = [1] * x.ndim
         shape[dim] = out
-        return torch.stack(
-            [x.index_select(dim, index[t]) * weight[t].to(x.dtype).view(shape) for t in range(taps)]
-        ).sum(0)
+        return torch.stack([x.index_select(dim, index[t]) * weight[t].view(shape) for t in range(taps)]).sum(0)
 
-    def _positions(self, size: int, out: int, scale: float, device: torch.device) -> Tensor:
-        """Input position of every output position, in double precision."""
-        i = torch.arange(out, dtype=torch.float64, device=device)
+    def _positions(self, size: int, out: int, scale: Fraction) -> tuple[Tensor, int]:
+        """Input position of every output position, as integers over one denominator."""
+        # A scale that came from a float may have a denominator whose products overflow 64 bits.
+        slope, start = 1 / scale.limit_denominator(2**20), Fraction(0)
         match self.coordinates:
-            case "asymmetric":
-                return i / scale
             case "align_corners":
-                return i * ((size - 1) / max(size * scale - 1, 1)) if size * scale > 1 else torch.zeros_like(i)
+                slope = Fraction(size - 1, out - 1) if out > 1 else Fraction(0)
             case "pytorch_half_pixel" if out <= 1:
-                return torch.zeros_like(i)
+                slope = Fraction(0)
+            case "half_pixel" | "pytorch_half_pixel":
+                start = (slope - 1) / 2
             case "half_pixel_symmetric":
-                adjustment = out / (scale * size)
-                return size / 2 * (1 - adjustment) + (i + 0.5) / scale - 0.5
-            case _:
-                return (i + 0.5) / scale - 0.5
-
-    def _round(self, position: Tensor) -> Tensor:
-        match self.rounding:
-            case "floor":
-                return position.floor()
-            case "ceil":
-                return position.ceil()
-            case "round_prefer_floor":
-                return (position - 0.5).ceil()
-            case "round_prefer_ceil":
-                return (position + 0.5).floor()
+                start = (slope - 1) / 2 + (size - out * slope) / 2
+        denominator = lcm(slope.denominator, start.denominator)
+        return torch.arange(out) * int(slope * denominator) + int(start * denominator), denominator
 
 
-def _keys_cubic(distance: Tensor, a: float) -> Tensor:
+def keys_cubic(distance: Tensor, a: float) -> Tensor:
     """Cubic convolution kernel at a distance of 0..2 samples (Keys, 1981)."""
     near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
