@@ -3,49 +3,48 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tilefuse.export.recipes import TrainingReport, TrainingStep, train
+from tilefuse.export.recipes import Report, StepRecord, TrainingReport, train, training_progress
 
 
 def train_recipe(
     recipe: str, output: Path, *, device: str, steps: int | None, seed: int, resume: bool, as_json: bool
 ) -> None:
-    """Train, showing loss and validation gain; as JSON, a line a step and the scores as the last."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=as_json or not console.is_terminal) as bars:
-        task = bars.add_task("preparing the pictures", total=None)
-        gains = ["-"]
-
-        def on_step(done: TrainingStep) -> None:
-            if done.validation_db is not None:
-                gains.append(f"{done.validation_db:+.2f} dB")
-            if as_json:
-                click.echo(json.dumps(asdict(done)))
-            bars.update(
-                task,
-                completed=done.step,
-                total=done.steps,
-                description=f"{recipe} loss {done.loss:.5f} validation {gains[-1]}",
-            )
-
-        report = train(recipe, output, device=device, steps=steps, seed=seed, resume=resume, on_step=on_step)
+    """Train, showing losses and validation; as JSON, a line a step and the scores as the last."""
     if as_json:
-        scores = {image.name: [image.model_db, image.bicubic_db] for image in report.evaluation.images}
-        click.echo(json.dumps({"output": str(output), "psnr_db": scores, "gain_db": report.evaluation.gain_db}))
-    else:
-        Console().print(_scores(report))
-        click.echo(f"{output}: {report.parameters} parameters, {report.steps} steps in {report.seconds:.0f} s")
+        report = train(recipe, output, device=device, steps=steps, seed=seed, resume=resume, on_step=_echo)
+        click.echo(json.dumps({"output": str(output), **_scores(report)}))
+        return
+    with training_progress() as on_step:
+        report = train(recipe, output, device=device, steps=steps, seed=seed, resume=resume, on_step=on_step)
+    Console().print(_table(report))
+    click.echo(f"{output}: {report.parameters} parameters, {report.steps} steps in {report.seconds:.0f} s")
 
 
-def _scores(report: TrainingReport) -> Table:
+def _echo(done: StepRecord) -> None:
+    line = {"step": done.step, "steps": done.steps, "losses": dict(done.losses), "validation": dict(done.validation)}
+    click.echo(json.dumps(line))
+
+
+def _scores(report: Report) -> dict[str, Any]:
+    if not isinstance(report, TrainingReport):
+        return {"quality": dict(report.quality)}
+    scores = {image.name: [image.model_db, image.bicubic_db] for image in report.evaluation.images}
+    return {"psnr_db": scores, "gain_db": report.evaluation.gain_db}
+
+
+def _table(report: Report) -> Table:
+    if not isinstance(report, TrainingReport):
+        table = Table("measure", "value", title=f"{report.recipe}: against held-out data")
+        for name, value in report.quality.items():
+            table.add_row(name, f"{value:.4g}")
+        return table
     table = Table("photograph", "model dB", "bicubic dB", "gain dB", title=f"{report.recipe}: Y-PSNR, held out")
     for image in report.evaluation.images:
         gain = image.model_db - image.bicubic_db

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tilefuse.export.recipes.training import TrainingStep
+from tilefuse.export.recipes.catalogue import StepRecord
 
 
 @contextmanager
-def training_progress(console: Console | None = None) -> Iterator[Callable[[TrainingStep], None]]:
-    """Yields an `on_step` for `train` that draws a bar with the loss and the validation gain, on standard error.
+def training_progress(console: Console | None = None) -> Iterator[Callable[[StepRecord], None]]:
+    """Yields an `on_step` for `train` that draws a bar with losses and validation scores, on standard error.
 
     Nothing is drawn where the console is no terminal.
     """
@@ -19,16 +19,17 @@ def training_progress(console: Console | None = None) -> Iterator[Callable[[Trai
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TextColumn("validation {task.fields[gain]}"),
+        TextColumn("{task.fields[losses]}"),
+        TextColumn("validation {task.fields[scores]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("train", total=None, loss=0.0, gain="-")
+        task = progress.add_task("train", total=None, losses="", scores="-")
 
-        def on_step(step: TrainingStep) -> None:
-            progress.update(task, total=step.steps, completed=step.step, loss=step.loss)
-            if step.validation_db is not None:
-                progress.update(task, gain=f"{step.validation_db:+.2f} dB")
+        def on_step(step: StepRecord) -> None:
+            losses = " ".join(f"{name} {value:.4f}" for name, value in step.losses.items())
+            progress.update(task, total=step.steps, completed=step.step, losses=losses)
+            if step.validation:
+                progress.update(task, scores=" ".join(f"{name} {value:.4g}" for name, value in step.validation.items()))
 
         yield on_step

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from tilefuse.errors import UsageError
 from tilefuse.export.generators.compact import SRVGGNetCompact
 from tilefuse.export.generators.espcn import ESPCN
 from tilefuse.export.recipes.dataset import DataMix
@@ -65,15 +64,3 @@ RECIPES: dict[str, Recipe] = {
         ),
     )
 }
-
-
-def names() -> list[str]:
-    """Lists the recipes `train` knows."""
-    return sorted(RECIPES)
-
-
-def recipe_of(name: str) -> Recipe:
-    """Returns the recipe called `name`; raises UsageError when there is none."""
-    if name not in RECIPES:
-        raise UsageError(f"no recipe is called {name!r}; the recipes are {', '.join(names())}")
-    return RECIPES[name]

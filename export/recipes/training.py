@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from tilefuse.errors import ModelError, UsageError
 from tilefuse.export.recipes.dataset import build_pool
 from tilefuse.export.recipes.evaluation import Evaluation, evaluate
 from tilefuse.export.recipes.photographs import VALIDATION
-from tilefuse.export.recipes.registry import Recipe, recipe_of
+from tilefuse.export.recipes.registry import Recipe
 from tilefuse.export.recipes.resume import State, new_state, restore_state, save_state
 from tilefuse.export.recipes.weights_file import write_weights
 
@@ -35,6 +35,16 @@ class TrainingStep:
     learning_rate: float
     validation_db: float | None
 
+    @property
+    def losses(self) -> Mapping[str, float]:
+        """The loss by name."""
+        return {"loss": self.loss}
+
+    @property
+    def validation(self) -> Mapping[str, float]:
+        """The validation gain by name, where there is one."""
+        return {} if self.validation_db is None else {"gain_db": self.validation_db}
+
 
 @dataclass(frozen=True)
 class TrainingReport:
@@ -49,36 +59,10 @@ class TrainingReport:
     seconds: float
     evaluation: Evaluation
 
-
-def train(
-    name: str,
-    output: str | os.PathLike[str],
-    *,
-    device: str = "cpu",
-    steps: int | None = None,
-    seed: int = 0,
-    resume: bool = False,
-    on_step: Callable[[TrainingStep], None] | None = None,
-    json_log: str | os.PathLike[str] | None = None,
-) -> TrainingReport:
-    """Trains the recipe `name` and writes fp32 weights with metadata to `output` (safetensors).
-
-    A run keeps its state beside the output, in `<output>.resume`; `resume=True` goes on from there and ends with the
-    weights that the undisturbed run would have had. `steps` replaces the recipe's own number. `on_step` is called after
-    each step, and `json_log` gets one JSON line a step. With one processor and one thread count the same seed gives the
-    same weights. Raises UsageError for an unknown recipe or no steps, ModelError without scikit-image or when the state
-    belongs to another run.
-    """
-    return train_recipe(
-        recipe_of(name),
-        Path(output),
-        device=torch.device(device),
-        steps=steps,
-        seed=seed,
-        resume=resume,
-        on_step=on_step,
-        json_log=json_log,
-    )
+    @property
+    def quality(self) -> Mapping[str, float]:
+        """The mean gain by name."""
+        return {"gain_db": self.evaluation.gain_db}
 
 
 def train_recipe(
@@ -92,7 +76,7 @@ def train_recipe(
     on_step: Callable[[TrainingStep], None] | None = None,
     json_log: str | os.PathLike[str] | None = None,
 ) -> TrainingReport:
-    """Trains a recipe that need not be registered; see `train`."""
+    """Trains a recipe that need not be registered; see `tilefuse.export.recipes.train`."""
     began = time.monotonic()
     steps = recipe.steps if steps is None else steps
     if steps < 1:

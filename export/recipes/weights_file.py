@@ -1,14 +1,13 @@
-"""The file of trained weights, the same bytes for the same weights."""
+"""The file of a trained upscaler: its weights, how they were made and what they measure."""
 
 import json
-import os
 from pathlib import Path
 
-from safetensors.torch import save
 from torch import nn
 
 from tilefuse.export.recipes.evaluation import Evaluation
 from tilefuse.export.recipes.registry import Recipe
+from tilefuse.export.recipes.tensor_file import write_tensors
 
 
 def write_weights(
@@ -32,15 +31,5 @@ def write_weights(
         "gain_db": f"{evaluation.gain_db:.4f}",
         "licence": "Apache-2.0",
     }
-    tensors = {key: value.detach().cpu().float().contiguous() for key, value in network.state_dict().items()}
-    partial = output.with_name(output.name + ".partial")
-    partial.write_bytes(_sorted_header(save(tensors, metadata=metadata)))
-    os.replace(partial, output)
-
-
-def _sorted_header(data: bytes) -> bytes:
-    """Sorts the JSON header of a safetensors file, because the library's order of metadata differs from run to run."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + data[8 + length :]
+    tensors = {key: value.detach().float() for key, value in network.state_dict().items()}
+    write_tensors(output, tensors, metadata)

@@ -1,0 +1,122 @@
+"""Every recipe by name, whatever it trains."""
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from tilefuse.errors import UsageError
+from tilefuse.export.recipes.latent_recipes import LATENT_RECIPES
+from tilefuse.export.recipes.registry import RECIPES
+from tilefuse.export.recipes.training import train_recipe
+
+
+class StepRecord(Protocol):
+    """What every kind of recipe says of a step; `validation` is empty but where a checkpoint was written."""
+
+    @property
+    def step(self) -> int:
+        """The number of the step, from 1."""
+
+    @property
+    def steps(self) -> int:
+        """How many there will be."""
+
+    @property
+    def losses(self) -> Mapping[str, float]:
+        """The losses by name."""
+
+    @property
+    def validation(self) -> Mapping[str, float]:
+        """The scores to watch by name."""
+
+
+class Report(Protocol):
+    """What every kind of recipe says of a finished run."""
+
+    @property
+    def recipe(self) -> str:
+        """The recipe's name."""
+
+    @property
+    def output(self) -> Path:
+        """The file written."""
+
+    @property
+    def steps(self) -> int:
+        """How many steps were taken."""
+
+    @property
+    def parameters(self) -> int:
+        """How many weights the network has."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+
+    @property
+    def quality(self) -> Mapping[str, float]:
+        """What the stored network measures, by name."""
+
+
+class Run(Protocol):
+    """Trains one recipe."""
+
+    def __call__(
+        self,
+        output: Path,
+        *,
+        device: torch.device,
+        steps: int | None = None,
+        seed: int = 0,
+        resume: bool = False,
+        on_step: Callable[[StepRecord], None] | None = None,
+        json_log: str | os.PathLike[str] | None = None,
+    ) -> Report:
+        """Trains to the end; see `train`."""
+
+
+RUNS: Mapping[str, Run] = {
+    **{name: partial(train_recipe, recipe) for name, recipe in RECIPES.items()},
+    **{name: recipe.run for name, recipe in LATENT_RECIPES.items()},
+}
+
+
+def names() -> list[str]:
+    """Lists the recipes `train` knows."""
+    return sorted(RUNS)
+
+
+def train(
+    name: str,
+    output: str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    steps: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    on_step: Callable[[StepRecord], None] | None = None,
+    json_log: str | os.PathLike[str] | None = None,
+) -> Report:
+    """Trains the recipe `name` and writes weights with metadata to `output` (safetensors).
+
+    A run keeps its state beside the output, in `<output>.resume`; `resume=True` goes on from there and ends with the
+    weights that the undisturbed run would have had. `steps` replaces the recipe's own number. `on_step` is called after
+    each step, and `json_log` gets one JSON line a step. With one processor and one thread count the same seed gives the
+    same weights. Raises UsageError for an unknown recipe or no steps, ModelError without the packages the data come
+    from or when the state belongs to another run.
+    """
+    if name not in RUNS:
+        raise UsageError(f"no recipe is called {name!r}; the recipes are {', '.join(names())}")
+    return RUNS[name](
+        Path(output),
+        device=torch.device(device),
+        steps=steps,
+        seed=seed,
+        resume=resume,
+        on_step=on_step,
+        json_log=json_log,
+    )
