@@ -18,6 +18,9 @@ from tilefuse.model import Model
 _NOMINAL_SIZE = 96
 _OUT_OF_MEMORY = ("out of memory", "bad_alloc", "not enough memory", "allocate memory", "failed to allocate")
 
+# How OpenVINO's errors begin, before they come to the point.
+_PREAMBLE = ("Exception from", "Check '", "FrontEnd API", "Model wasn't", "-- ", "While validating")
+
 
 def missing(library: str) -> str | None:
     """Give the reason a library can't be imported, or None; nothing is imported to find out."""
@@ -40,7 +43,8 @@ def load(library: str) -> ModuleType:
 
 def first_line(error: BaseException) -> str:
     """Give the first line that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line and not line.startswith(_PREAMBLE)), type(error).__name__)
 
 
 def failure(backend: str, error: BaseException) -> Exception:

@@ -7,13 +7,14 @@ fixed, which lets sizes, slices and border rules be settled here. Layer numbers 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tilefuse.emitters.ncnn_layers import WRITERS
 from tilefuse.emitters.ncnn_sheet import Layer, Sheet, UnsupportedError
 from tilefuse.errors import BackendError
 from tilefuse.graph import Graph, Node, Shape
-from tilefuse.ops import Activation, Conv2d, ConvTranspose2d, Fused, Linear
+from tilefuse.ops import Activation, Conv2d, ConvTranspose2d, Linear
+from tilefuse.passes import unfuse
 
 _MAGIC = 7767517
 
@@ -36,7 +37,7 @@ def to_ncnn(graph: Graph, *shapes: Shape) -> NcnnModel:
         BackendError: an op, an attribute or a size that ncnn can't express exactly; the message names it.
         ModelError: the graph can't take inputs of these shapes.
     """
-    graph = _unfused(graph)
+    graph = unfuse(graph)
     known = graph.shapes(*shapes)
     for name, shape in known.items():
         if name not in graph.weights and (shape[0] != 1 or not 2 <= len(shape) <= 5):
@@ -63,23 +64,6 @@ def to_ncnn(graph: Graph, *shapes: Shape) -> NcnnModel:
         outputs=tuple(returned[name] for name in graph.outputs),
         output_shapes=tuple(known[name] for name in graph.outputs),
     )
-
-
-def _unfused(graph: Graph) -> Graph:
-    """Write every Fused node out as its members: ncnn fuses by rules of its own."""
-    nodes: list[Node] = []
-    for node in graph.nodes:
-        if not isinstance(node.op, Fused):
-            nodes.append(node)
-            continue
-        value: tuple[str, ...] = ()
-        rest = node.inputs
-        last = len(node.op.members) - 1
-        for position, (op, arity) in enumerate(zip(node.op.members, node.op.arities, strict=True)):
-            name = node.output if position == last else f"{node.output}/{position}"
-            nodes.append(Node(op, (*value, *rest[:arity]), name))
-            value, rest = (name,), rest[arity:]
-    return replace(graph, nodes=tuple(nodes))
 
 
 def _with_activation(graph: Graph) -> list[tuple[Node, Node | None]]:
