@@ -269,6 +269,7 @@ def autocast(conv: nn.Conv2d, x: Tensor) -> Tensor:
         (pad_inside, r"1x4x17x17.*branches on the image's size"),
         (autocast, r"wrap_with_autocast.*outside the op vocabulary"),
         (lambda c, x: c(x) if x.shape[2] > 16 else x, r"other operations at another image size"),
+        (lambda c, x: c(x) - x if x.shape[2] > 16 else x - c(x), r"other operations at another image size"),
         (lambda c, x: c(x) * (2 if x.shape[2] > 20 else 1), r"other operations|follows the image|branches"),
         (lambda c, x: c(x) if x.mean() > 0 else x, r"torch\.export can't capture.*data-dependent"),
         (lambda c, x: (x - 2).log(), r"non-finite"),

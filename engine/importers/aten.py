@@ -54,11 +54,11 @@ def convert(program: ExportedProgram, other: ExportedProgram) -> Graph:
 
 
 def _side_by_side(program: ExportedProgram, other: ExportedProgram) -> list[tuple[fx.Node, fx.Node]]:
+    def wiring(node: fx.Node) -> tuple[str, str, list[str]]:
+        return node.op, target_name(node), [source.name for source in node.all_input_nodes]
+
     first, second = list(program.graph.nodes), list(other.graph.nodes)
-    same = len(first) == len(second) and all(
-        (a.op, target_name(a)) == (b.op, target_name(b)) for a, b in zip(first, second, strict=True)
-    )
-    if not same:
+    if [wiring(node) for node in first] != [wiring(node) for node in second]:
         raise SizeDependentError(f"the module runs other operations at another image size; {UNTILED}")
     return list(zip(first, second, strict=True))
 
