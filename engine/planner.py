@@ -131,6 +131,8 @@ def plan(
     else:
         tiles = [t for t in tiles if t < max(height, width)] or tiles[-1:]
     candidates = [_candidate(model, height, width, tile, image_bytes, request.halo_px) for tile in tiles]
+    if request.windows_only:
+        candidates = [c for c in candidates if len(c.grid) > 1] or candidates
     fitting = [c for c in candidates if c.peak_bytes <= request.memory]
     if not fitting:
         least = min(candidates, key=lambda c: c.peak_bytes)

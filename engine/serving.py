@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from tilefuse.backends import registry
 from tilefuse.backends.base import Backend, Precision
 from tilefuse.errors import BackendError
@@ -20,23 +22,21 @@ def choose(model: Model, options: Options) -> tuple[Backend, Serving]:
     device = _device(options.device)
     # Leaving fp32 needs a check of the result that only measuring gives, so auto stays exact.
     precision: Precision = "fp32" if options.precision == "auto" else options.precision
-    names = list(registry.BACKENDS) if options.backend == "auto" else [options.backend]
-    reasons = []
-    for name in names:
-        backend = registry.get(name)
-        reason = backend.available() or backend.refusal(model, device, precision)
+    if options.backend == "auto":
+        offered = registry.preference(model, device, precision)
+    else:
+        backend = registry.get(options.backend)
+        offered = [(backend.name, backend.available() or backend.refusal(model, device, precision))]
+    how = "first in the order of preference that can serve" if options.backend == "auto" else "as asked"
+    skipped: list[str] = []
+    for name, reason in offered:
         if reason is None:
-            how = "as asked" if options.backend != "auto" else "first in the order of preference that can serve"
-            passed = [f"{skipped}: {why}" for skipped, why in reasons]
-            return backend, Serving(name, device, precision, (f"{name}: {how}", *passed))
-        reasons.append((name, reason))
-    listed = "; ".join(f"{name}: {reason}" for name, reason in reasons)
-    raise BackendError(f"no backend can serve {model.name} in {precision} on {device}: {listed}")
+            return registry.get(name), Serving(name, device, precision, (f"{name}: {how}", *skipped))
+        skipped.append(f"{name} can't serve: {reason}")
+    raise BackendError(f"{model.name} can't run in {precision} on {device}: {'; '.join(skipped)}")
 
 
 def _device(asked: str) -> str:
-    import torch
-
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if asked.startswith("cuda") and not torch.cuda.is_available():

@@ -1,0 +1,115 @@
+"""Plans: what fits, what is refused, and why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tilefuse.errors import CapacityError, ImageError
+from tilefuse.model import Model
+from tilefuse.planner import Plan, Request, Serving, plan
+from tilefuse.source import load_model
+
+SERVING = Serving("torch_eager", "cpu", "fp32", ("torch_eager: as asked",))
+PLENTY = 2**40
+
+
+class Gated(nn.Module):
+    """A local layer scaled by an average over the whole image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x) * x.mean((2, 3), keepdim=True)
+
+
+@pytest.fixture(scope="module")
+def local() -> Model:
+    torch.manual_seed(0)
+    return load_model(
+        nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1), nn.PixelShuffle(2))
+    )
+
+
+@pytest.fixture(scope="module")
+def gated() -> Model:
+    return load_model(Gated())
+
+
+def make(model: Model, height: int, width: int, request: Request, image_bytes: int = 0) -> Plan:
+    return plan(model, (1, height, width), image_bytes, request, SERVING)[0]
+
+
+def test_a_small_image_is_one_window(local: Model) -> None:
+    made = make(local, 40, 60, Request(memory=PLENTY))
+    assert (made.schedule, made.windows, made.window, made.halo_px, made.exact) == ("whole", 1, (40, 60), 3, True)
+    assert (made.output_height, made.output_width, made.scale) == (80, 120, 2)
+
+
+def test_less_memory_means_smaller_windows_and_never_more_than_allowed(local: Model) -> None:
+    areas = []
+    for memory in (2**28, 2**25, 2**23, 2**21):
+        made = make(local, 2000, 3000, Request(memory=memory))
+        assert made.peak_bytes <= memory
+        areas.append(made.window[0] * made.window[1])
+    assert areas == sorted(areas, reverse=True)
+    assert areas[-1] < areas[0]
+
+
+def test_the_numbers_are_in_the_refusal(local: Model) -> None:
+    with pytest.raises(CapacityError, match=r"needs about .*KiB and 10\.0 KiB is allowed.*Allow at least"):
+        make(local, 500, 500, Request(memory=10 * 1024))
+    with pytest.raises(CapacityError, match="one window needs about .*leave the tile to the planner"):
+        make(local, 2000, 2000, Request(tile=0, memory=2**22))
+
+
+def test_the_asked_tile_is_taken(local: Model) -> None:
+    made = make(local, 100, 100, Request(tile=32, memory=PLENTY))
+    assert (made.tile, made.window, made.windows) == (32, (38, 38), 9)
+    assert "tile 32: as asked" in made.why
+    assert make(local, 100, 100, Request(tile=0, memory=PLENTY)).windows == 1
+    assert make(local, 100, 100, Request(memory=PLENTY, windows_only=True)).windows > 1
+
+
+def test_global_ops_refuse_tiling_by_name(gated: Model) -> None:
+    assert make(gated, 64, 64, Request(memory=PLENTY)).schedule == "whole"
+    with pytest.raises(CapacityError, match="tiling is refused: mean over space"):
+        make(gated, 64, 64, Request(tile=16, memory=PLENTY))
+    with pytest.raises(CapacityError, match="as one window needs .*mean over space.*halo in pixels"):
+        make(gated, 640, 640, Request(memory=2**20))
+
+
+def test_a_numeric_halo_allows_tiling_and_says_approximate(gated: Model, local: Model) -> None:
+    assert not make(gated, 64, 64, Request(tile=16, halo_px=8, memory=PLENTY)).exact
+    assert not make(local, 64, 64, Request(tile=16, halo_px=2, memory=PLENTY)).exact
+    assert make(local, 64, 64, Request(tile=16, halo_px=3, memory=PLENTY)).exact
+    assert "approximate" in str(make(gated, 64, 64, Request(tile=16, halo_px=8, memory=PLENTY)))
+
+
+def test_images_count_against_the_budget(local: Model) -> None:
+    with pytest.raises(CapacityError):
+        make(local, 64, 64, Request(memory=2**24), image_bytes=2**24)
+
+
+def test_an_image_smaller_than_the_cut_is_refused() -> None:
+    cropping = load_model(nn.Sequential(nn.Conv2d(3, 3, 5), nn.Conv2d(3, 3, 5)))
+    assert make(cropping, 9, 9, Request(memory=PLENTY)).output_height == 1
+    with pytest.raises(ImageError, match="smaller than what Sequential cuts off"):
+        make(cropping, 8, 40, Request(memory=PLENTY))
+
+
+def test_the_plan_explains_itself(local: Model) -> None:
+    text = str(make(local, 1080, 1920, Request(memory=2**30)))
+    for word in (
+        "1920x1080 -> 3840x2160 (x2)",
+        "torch_eager on cpu, fp32",
+        "halo 3 px",
+        "exact",
+        "GFLOP",
+        "allowed",
+        "why",
+    ):
+        assert word in text
