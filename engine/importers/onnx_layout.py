@@ -217,7 +217,7 @@ def pad(call: Call, *, mode: str = "constant", pads: Ints = None, value: float =
     axes = [axis % rank for axis in call.ints(3, "axes")] if call.has(3) else list(range(rank))
     if mode not in PAD_MODES:
         raise call.refuse(f"attribute mode = {mode} is not supported")
-    if len(given) != 2 * len(axes) or not np.isfinite(filler):
+    if len(given) != 2 * len(axes) or np.isnan(filler):
         raise call.refuse(f"pads = {given} of {filler} for {len(axes)} axes")
     before = dict(zip(axes, given[: len(axes)], strict=True))
     after = dict(zip(axes, given[len(axes) :], strict=True))

@@ -23,13 +23,17 @@ def upsample(call: Call, *, mode: str = "nearest", scales: Sequence[float] | Non
 
 def _resize_old(call: Call, mode: str, scales: Sequence[Fraction]) -> Value:
     """Resize as before opset 11: asymmetric coordinates, and nearest's rounding defined for enlarging only."""
+    if len(scales) != 4:
+        raise call.refuse(f"{len(scales)} scales; an image of rank 4 has four")
     if mode == "nearest" and min(scales) < 1:
         raise call.refuse("attribute mode = nearest with scales below 1 is undefined before opset 11")
     if mode not in ("nearest", "linear"):
         raise call.refuse(f"attribute mode = {mode} is not supported")
     x = call.image(0)
     _unscaled(call, scales[:2], "scales")
-    return call.add(Resize(cast(ResizeMode, mode), (scales[2], scales[3]), None, "asymmetric", "floor"), x)
+    op = Resize(cast(ResizeMode, mode), (scales[2], scales[3]), None, "asymmetric", "floor")
+    _settled(call, op, x.shape[2:])
+    return call.add(op, x)
 
 
 def resize(
@@ -60,6 +64,8 @@ def resize(
     x = call.image(0)
     along = [axis % 4 for axis in axes] if axes is not None else [0, 1, 2, 3]
     scale, size = _target(call, x.shape, along)
+    if coordinate_transformation_mode == "align_corners" and scale is not None:
+        _aligned(call, x.shape[2:], scale)
     op = Resize(
         cast(ResizeMode, mode),
         scale,
@@ -69,7 +75,32 @@ def resize(
         cubic_coeff_a,
         bool(exclude_outside),
     )
+    _settled(call, op, x.shape[2:])
     return call.add(op, x)
+
+
+def _settled(call: Call, op: Resize, sizes: Dims) -> None:
+    """Refuse nearest where the choice of a pixel hangs on how a runtime rounds."""
+    if op.mode != "nearest" or op.coordinates == "align_corners":
+        return
+    known = [Fraction(out, size) for out, size in zip(op.size or (), sizes, strict=False) if isinstance(size, int)]
+    scales = op.scale or known
+    if len(scales) < 2 or not all(map(op.survives_rounding, scales)):
+        raise call.refuse(
+            f"attribute coordinate_transformation_mode = {op.coordinates} with nearest_mode = {op.rounding}: at these "
+            f"scales ({', '.join(map(str, scales)) or 'unknown'}) it depends on the runtime's rounding"
+        )
+
+
+def _aligned(call: Call, sizes: Dims, scale: Sequence[Fraction]) -> None:
+    """Refuse what ONNX aligns to a fractional size and ONNX Runtime and torch to the size rounded down."""
+    for size, factor in zip(sizes, scale, strict=True):
+        whole = factor.denominator == 1 or (isinstance(size, int) and (size * factor).denominator == 1)
+        if not whole:
+            raise call.refuse(
+                f"attribute coordinate_transformation_mode = align_corners with scales = {float(factor):g}, "
+                "which do not always make a whole size"
+            )
 
 
 def _target(call: Call, x: Dims, along: Sequence[int]) -> tuple[tuple[Fraction, Fraction] | None, Pair | None]:

@@ -33,4 +33,8 @@ def pad2d(x: Tensor, sides: Sides, mode: PadMode, value: float = 0.0) -> Tensor:
     order = (left, right, top, bottom)
     if mode == "constant" or max(sides) <= 0:
         return F.pad(x, order, value=value)
+    if mode == "circular" and min(sides) < 0:
+        # Cropped here: torch checks the wrap against the size before cropping, and may copy rows that are gone.
+        x = F.pad(x, [min(side, 0) for side in order])
+        order = (max(left, 0), max(right, 0), max(top, 0), max(bottom, 0))
     return F.pad(x, order, mode=mode)
