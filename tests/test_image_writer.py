@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.pictures import noise
-from tilefuse import image_writer
+from tilefuse import image_writer, png_writer
 from tilefuse.errors import UsageError
 from tilefuse.images import Picture, picture_from_array, read_image, write_image
 from tilefuse.png_writer import write_png
@@ -64,7 +64,8 @@ def test_a_failure_half_way_leaves_what_was_there(
     assert (tmp_path / name).read_bytes() == b"precious"
 
 
-def test_png_writes_chunks_every_reader_accepts() -> None:
+def test_png_writes_chunks_every_reader_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(png_writer, "_BLOCK_BYTES", 30 * 6 * 15)
     stream = io.BytesIO()
     write_png(stream, noise((40, 30, 3), "uint16"), icc=b"abc", dpi=(300, 300), exif=b"Exif\0\0II*\0")
     data = stream.getvalue()
@@ -75,7 +76,7 @@ def test_png_writes_chunks_every_reader_accepts() -> None:
         assert zlib.crc32(body) == struct.unpack_from(">I", data, place + 8 + length)[0]
         kinds.append((kind, body[4:]))
         place += 12 + length
-    assert [kind for kind, _ in kinds] == [b"IHDR", b"iCCP", b"pHYs", b"eXIf", b"IDAT", b"IDAT", b"IEND"]
+    assert [kind for kind, _ in kinds] == [b"IHDR", b"iCCP", b"pHYs", b"eXIf", *[b"IDAT"] * 4, b"IEND"]
     assert kinds[3][1] == b"II*\0"
     # zlib itself checks the joined Adler-32.
     assert len(zlib.decompress(b"".join(body for kind, body in kinds if kind == b"IDAT"))) == 40 * (1 + 30 * 6)

@@ -90,6 +90,7 @@ def test_nothing_to_fill_or_nothing_to_fill_from(value: int) -> None:
 def test_flat_alpha_is_restored_and_edges_are_left(shape: tuple[int, int], scale: float) -> None:
     source = np.full(shape, 255, np.uint8)
     source[:, shape[1] // 2 :] = 0
+    source[shape[0] // 3 : shape[0] // 2, : shape[1] // 2] = 0
     result = np.full([max(1, round(side * scale)) for side in shape], 77, np.uint8)
     keep_flat(result, source)
     for row in range(result.shape[0]):
