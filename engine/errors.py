@@ -25,10 +25,6 @@ class ModelError(TilefuseError):
     exit_code = 4
 
 
-class UnsupportedOpError(ModelError):
-    """An op, or one of its attributes, lies outside the vocabulary; the model may still run untiled."""
-
-
 class ExportError(ModelError):
     """A model could not be exported, or the exported file did not match the original."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tilefuse.capture import from_module, from_onnx
-from tilefuse.errors import ModelError, UnsupportedOpError
+from tilefuse.errors import ModelError
 from tilefuse.export.checkpoints import bundled, load_bundled, load_module
 from tilefuse.footprint import Axis, Footprint, footprint
 from tilefuse.graph import Graph
@@ -49,7 +49,8 @@ def _from_module(module: nn.Module, name: str, details: Mapping[str, str]) -> Mo
     example = _example(module)
     try:
         graph = fold_batch_norm(from_module(module, example))
-    except UnsupportedOpError as error:
+    except ModelError as error:
+        # The module itself is the truth: what the vocabulary can't say still runs, as a whole.
         with torch.no_grad():
             result = module(example)
         untiled, channels, why = _untiled(example, result, str(error))
