@@ -72,6 +72,8 @@ def keyed_alpha(image: Image.Image, pixels: Array) -> Array | None:
     key = image.info.get("transparency")
     if key is None or isinstance(key, bytes) or pixels.dtype.kind != "u":
         return None
+    if image.mode == "1":
+        key = 255 if key else 0
     alpha = np.full(pixels.shape[:2], np.iinfo(pixels.dtype).max, pixels.dtype)
     alpha[(pixels == np.array(key)).all(axis=2)] = 0
     return alpha

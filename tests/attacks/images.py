@@ -156,7 +156,7 @@ def _inconsistent() -> dict[str, tuple[bytes, str]]:
         ),
         "no_rows_a_strip.tif": (gray_tiff(8, 8, bytes(64), t278=(4, [0])), "strips cover"),
         "strips_outside.tif": (gray_tiff(8, 8, bytes(64), t273=(4, [2**31])), "damaged or truncated"),
-        "directory_outside.tif": (struct.pack("<2sHI", b"II", 42, 2**31), "header is damaged"),
+        "directory_outside.tif": (struct.pack("<2sHI", b"II", 42, 2**31), "damaged"),
         "signed.tif": (gray_tiff(8, 8, bytes(64), t339=(3, [2])), "signed"),
         "twelve_bits.tif": (gray_tiff(8, 8, bytes(96), t258=(3, [12])), "12-bit"),
         "integers.tif": (gray_tiff(8, 8, bytes(256), t258=(3, [32])), "mode 'I'"),
