@@ -315,5 +315,13 @@ def test_what_onnx_lacks_is_refused_by_name() -> None:
         to_onnx(_graph(Twist(), IMAGE, ()))
     with pytest.raises(BackendError, match="opset 12"):
         to_onnx(_graph(Unary("neg"), IMAGE, ()), opset=12)
+    wide = Pool2d("avg", (2, 2), (1, 1), (2, 2, 2, 2))
     with pytest.raises(BackendError, match=r"pool2d with padding \(2, 2, 2, 2\)"):
-        to_onnx(_graph(Pool2d("avg", (2, 2), (1, 1), (2, 2, 2, 2)), IMAGE, ()))
+        to_onnx(_graph(wide, IMAGE, (), dynamic=True))
+
+
+def test_padding_wider_than_the_kernel_needs_known_sizes(assert_close: Compare) -> None:
+    x = _image(*IMAGE)
+    for op in (Pool2d("max", (2, 2), (2, 2), (2, 1, 0, 2), (2, 2)), Pool2d("avg", (2, 3), (2, 1), (1, 3, 1, 3))):
+        graph = _graph(op, IMAGE, ())
+        assert_close(_run(to_onnx(graph), x)[0], graph.evaluate(x)[0], what=str(op))

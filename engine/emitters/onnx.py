@@ -9,6 +9,7 @@ import torch
 
 from tilefuse.emitters import onnx_layers as layers
 from tilefuse.emitters import onnx_layout as layout
+from tilefuse.emitters import onnx_pooling as pooling
 from tilefuse.emitters.onnx_sheet import ELEMENTS, Emit, Sheet
 from tilefuse.errors import BackendError
 from tilefuse.graph import Graph, Input, Shape
@@ -217,7 +218,7 @@ def _binary(sheet: Sheet, op: Binary, inputs: Sequence[str], output: str) -> Non
 
 EMITTERS: dict[type[Op], Emit] = {
     Activation: _activation,
-    AdaptivePool2d: layers.adaptive_pool,
+    AdaptivePool2d: pooling.adaptive_pool,
     BatchNorm: layers.batch_norm,
     Binary: _binary,
     Clamp: _clamp,
@@ -230,7 +231,7 @@ EMITTERS: dict[type[Op], Emit] = {
     Pad: layout.pad,
     PixelShuffle: layout.pixel_shuffle,
     PixelUnshuffle: layout.pixel_unshuffle,
-    Pool2d: layers.pool,
+    Pool2d: pooling.pool,
     PRelu: _prelu,
     Reshape: layout.reshape,
     Resize: layout.resize,

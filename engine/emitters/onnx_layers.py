@@ -1,25 +1,21 @@
-"""Layers with weights or windows, and normalisation, as ONNX nodes."""
+"""Layers with weights, averages and normalisation, as ONNX nodes."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 
 from tilefuse.emitters.onnx_layout import emit_padding
 from tilefuse.emitters.onnx_sheet import Sheet
-from tilefuse.graph import Shape
 from tilefuse.ops import (
     NO_PADDING,
-    AdaptivePool2d,
     BatchNorm,
     Conv2d,
     ConvTranspose2d,
     GroupNorm,
     Linear,
     Mean,
-    Pool2d,
 )
 
 
@@ -90,67 +86,6 @@ def linear(sheet: Sheet, op: Linear, inputs: Sequence[str], output: str) -> None
 
 def _last_two_swapped(rank: int) -> list[int]:
     return [*range(rank - 2), rank - 1, rank - 2]
-
-
-def pool(sheet: Sheet, op: Pool2d, inputs: Sequence[str], output: str) -> None:
-    (x,) = inputs
-    padding, ceil_mode = op.padding, op.ceil_mode
-    if ceil_mode and sheet.fixed:
-        # Libraries disagree on how long a result rounded up is, so it is spelt out as padding where that is the same.
-        extra = [max(_overhang(op, axis, sheet.shapes[x], sheet.shapes[output]), 0) for axis in (0, 1)]
-        if op.kind == "max" or not op.count_include_pad or max(extra) == 0:
-            padding = (padding[0], padding[1], padding[2] + extra[0], padding[3] + extra[1])
-            ceil_mode = False
-    if any(side >= op.kernel[position % 2] for position, side in enumerate(padding)):
-        if op.kind == "avg" or ceil_mode:
-            raise sheet.refuse(op, f"padding {op.padding} and kernel {op.kernel}")
-        x = emit_padding(sheet, x, padding, "constant", -math.inf, 4, sheet.unique(f"{output}/padded"))
-        padding = NO_PADDING
-    attributes: dict[str, object] = {
-        "kernel_shape": op.kernel,
-        "strides": op.stride,
-        "dilations": op.dilation,
-        "pads": padding,
-        "ceil_mode": int(ceil_mode),
-    }
-    if op.kind == "avg":
-        attributes["count_include_pad"] = int(op.count_include_pad)
-    sheet.add("AveragePool" if op.kind == "avg" else "MaxPool", [x], output, **attributes)
-
-
-def _overhang(op: Pool2d, axis: int, shape: Shape, made: Shape) -> int:
-    """Rows that the last window reaches past the padded input."""
-    span = op.dilation[axis] * (op.kernel[axis] - 1) + 1
-    padded = shape[2 + axis] + op.padding[axis] + op.padding[2 + axis]
-    return (made[2 + axis] - 1) * op.stride[axis] + span - padded
-
-
-def adaptive_pool(sheet: Sheet, op: AdaptivePool2d, inputs: Sequence[str], output: str) -> None:
-    (x,) = inputs
-    if op.size == (1, 1):
-        sheet.add("GlobalAveragePool" if op.kind == "avg" else "GlobalMaxPool", [x], output)
-        return
-    if not sheet.fixed:
-        raise sheet.refuse(op, f"size {op.size} of an image of unknown size")
-    height, width = sheet.shapes[x][2:]
-    if height % op.size[0] == 0 and width % op.size[1] == 0:
-        kernel = (height // op.size[0], width // op.size[1])
-        sheet.add("AveragePool" if op.kind == "avg" else "MaxPool", [x], output, kernel_shape=kernel, strides=kernel)
-        return
-    if op.kind == "max":
-        raise sheet.refuse(op, f"kind max from {height}x{width} to {op.size[0]}x{op.size[1]}, which does not divide it")
-    rows = sheet.tensor(_averages(height, op.size[0]).to(sheet.dtype), f"{output}/rows")
-    columns = sheet.tensor(_averages(width, op.size[1]).T.to(sheet.dtype), f"{output}/columns")
-    sheet.add("MatMul", [sheet.step("MatMul", [rows, x], output), columns], output)
-
-
-def _averages(size: int, out: int) -> torch.Tensor:
-    """Matrix [out, size] that averages the bins of adaptive pooling."""
-    matrix = torch.zeros(out, size, dtype=torch.float64)
-    for i in range(out):
-        first, last = i * size // out, -(-(i + 1) * size // out)
-        matrix[i, first:last] = 1 / (last - first)
-    return matrix
 
 
 def mean(sheet: Sheet, op: Mean, inputs: Sequence[str], output: str) -> None:

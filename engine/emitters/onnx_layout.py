@@ -37,10 +37,13 @@ def pixel_unshuffle(sheet: Sheet, op: PixelUnshuffle, inputs: Sequence[str], out
     if op.order == "dcr":
         sheet.add("SpaceToDepth", inputs, output, blocksize=op.factor)
         return
-    moved = sheet.step("SpaceToDepth", inputs, output, blocksize=op.factor)
-    channels = sheet.shapes[inputs[0]][1]
-    order = torch.arange(channels * op.factor**2).view(op.factor**2, channels).T.reshape(-1)
-    sheet.add("Gather", [moved, sheet.ints(order.tolist(), f"{output}/order")], output, axis=1)
+    # A convolution with one 1 a channel, not SpaceToDepth and Gather: OpenVINO (2026.4) merges a Gather of channels
+    # into the next convolution by the inverse order, and gives wrong results without a word.
+    factor, channels = op.factor, sheet.shapes[inputs[0]][1]
+    phases = torch.eye(factor**2).view(factor**2, 1, factor, factor).repeat(channels, 1, 1, 1)
+    weight = sheet.tensor(phases.to(sheet.dtype), f"{output}/phases")
+    strides = [factor, factor]
+    sheet.add("Conv", [inputs[0], weight], output, kernel_shape=strides, strides=strides, group=channels)
 
 
 def reshape(sheet: Sheet, op: Reshape, inputs: Sequence[str], output: str) -> None:
@@ -106,6 +109,9 @@ def resize(sheet: Sheet, op: Resize, inputs: Sequence[str], output: str) -> None
             raise sheet.refuse(op, f"{op.coordinates} nearest by {scale[0]} x {scale[1]} at an open size; give shapes")
         _copy(sheet, op, x, scale, output)
         return
+    if sheet.fixed and (op.exclude_outside or op.coordinates == "half_pixel_symmetric"):
+        _multiply(sheet, op, x, scale, output)
+        return
     attributes: dict[str, object] = {"coordinate_transformation_mode": op.coordinates, "mode": op.mode}
     if op.mode == "nearest":
         attributes["nearest_mode"] = op.rounding
@@ -127,10 +133,21 @@ def _copy(sheet: Sheet, op: Resize, x: str, scale: Sequence[Fraction], output: s
     """Write nearest as a choice of rows and columns."""
     for position, dim in enumerate((2, 3)):
         size, out = sheet.shapes[x][dim], sheet.shapes[output][dim]
-        source = sheet.ints(op.nearest_source(size, out, scale[position]).tolist(), f"{output}/source")
+        source = sheet.ints(op.samples(size, out, scale[position])[0][0].tolist(), f"{output}/source")
         end = output if position else sheet.unique(f"{output}/rows")
         sheet.shapes[end] = (*sheet.shapes[x][:dim], out, *sheet.shapes[x][dim + 1 :])
         x = sheet.add("Gather", [x, source], end, axis=dim)
+
+
+def _multiply(sheet: Sheet, op: Resize, x: str, scale: Sequence[Fraction], output: str) -> None:
+    """Write linear or cubic as two matrix products, where libraries ignore or lack the convention."""
+    matrices = []
+    for factor, size, out in zip(scale, sheet.shapes[x][2:], sheet.shapes[output][2:], strict=True):
+        index, weight = op.samples(size, out, factor)
+        matrices.append(torch.zeros(size, out, dtype=weight.dtype).scatter_add(0, index, weight).to(sheet.dtype))
+    rows = sheet.tensor(matrices[0].T, f"{output}/rows")
+    columns = sheet.tensor(matrices[1], f"{output}/columns")
+    sheet.add("MatMul", [sheet.step("MatMul", [rows, x], output), columns], output)
 
 
 def _float32(scale: Fraction, size: int, out: int) -> float:

@@ -67,19 +67,23 @@ class Resize(Op):
             x = self._resample(x, dim, size, out, scale)
         return x
 
-    def nearest_source(self, size: int, out: int, scale: Fraction) -> Tensor:
-        """Index of the input row (or column) that each of `out` output rows copies, int64, in exact arithmetic."""
+    def samples(self, size: int, out: int, scale: Fraction) -> tuple[Tensor, Tensor]:
+        """Input rows (or columns) each of `out` output rows reads, and their weights: int64 and float64 [taps, out].
+
+        Positions are exact fractions, so nearest never picks the neighbour by rounding.
+        """
         position, denominator = self._positions(size, out, scale)
-        match self.rounding:
-            case "floor":
-                source = position // denominator
-            case "ceil":
-                source = -(-position // denominator)
-            case "round_prefer_floor":
-                source = -((denominator - 2 * position) // (2 * denominator))
-            case "round_prefer_ceil":
-                source = (2 * position + denominator) // (2 * denominator)
-        return source.clamp(0, size - 1)
+        if self.mode == "nearest":
+            return self._round(position, denominator).clamp(0, size - 1).unsqueeze(0), torch.ones(1, out).double()
+        first, taps = position // denominator, (2 if self.mode == "linear" else 4)
+        offset = (position - first * denominator).double() / denominator
+        steps = torch.arange(taps).view(-1, 1) - (taps // 2 - 1)
+        index, distance = first + steps, (steps - offset).abs()
+        weight = 1 - distance if self.mode == "linear" else keys_cubic(distance, self.cubic_a)
+        if self.exclude_outside:
+            weight = weight * ((index >= 0) & (index < size))
+            weight = weight / weight.sum(0)
+        return index.clamp(0, size - 1), weight
 
     def survives_rounding(self, scale: Fraction) -> bool:
         """Whether nearest picks the same samples at any size if positions are computed in single precision.
@@ -113,21 +117,24 @@ class Resize(Op):
         shape[dim] = out
         if x.is_meta:
             return x.new_empty(shape)
+        index, weight = self.samples(size, out, scale)
+        index, weight = index.to(x.device), weight.to(x.device, x.dtype)
         if self.mode == "nearest":
-            return x.index_select(dim, self.nearest_source(size, out, scale).to(x.device))
-        position, denominator = self._positions(size, out, scale)
-        first, taps = position // denominator, (2 if self.mode == "linear" else 4)
-        offset = (position - first * denominator).double() / denominator
-        steps = torch.arange(taps).view(-1, 1) - (taps // 2 - 1)
-        index, distance = first + steps, (steps - offset).abs()
-        weight = 1 - distance if self.mode == "linear" else keys_cubic(distance, self.cubic_a)
-        if self.exclude_outside:
-            weight = weight * ((index >= 0) & (index < size))
-            weight = weight / weight.sum(0)
-        index, weight = index.clamp(0, size - 1).to(x.device), weight.to(x.device, x.dtype)
+            return x.index_select(dim, index[0])
         shape = [1] * x.ndim
         shape[dim] = out
-        return torch.stack([x.index_select(dim, index[t]) * weight[t].view(shape) for t in range(taps)]).sum(0)
+        return torch.stack([x.index_select(dim, i) * w.view(shape) for i, w in zip(index, weight, strict=True)]).sum(0)
+
+    def _round(self, position: Tensor, denominator: int) -> Tensor:
+        match self.rounding:
+            case "floor":
+                return position // denominator
+            case "ceil":
+                return -(-position // denominator)
+            case "round_prefer_floor":
+                return -((denominator - 2 * position) // (2 * denominator))
+            case "round_prefer_ceil":
+                return (2 * position + denominator) // (2 * denominator)
 
     def _positions(self, size: int, out: int, scale: Fraction) -> tuple[Tensor, int]:
         """Input position of every output position, as integers over one denominator."""
