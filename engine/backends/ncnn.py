@@ -47,7 +47,7 @@ class Ncnn:
         if device != "cpu":
             return f"it runs on the CPU, not on {device}"
         if precision != "fp32":
-            return f"it serves fp32 only; its {precision} is not float32's rounding of the network"
+            return f"it serves fp32 only, not {precision}"
         if model.graph is None:
             return f"it needs the model's graph: {model.uncaptured}"
         if model.graph not in _refusals:

@@ -49,4 +49,4 @@ def _in_doubt(op: Op) -> bool:
         return False
     whole = op.scale is not None and all(scale.denominator == 1 for scale in op.scale)
     settled = ("asymmetric", "floor") if op.mode == "nearest" else ("half_pixel", op.rounding)
-    return not whole or (op.coordinates, op.rounding) != settled
+    return not whole or op.exclude_outside or (op.coordinates, op.rounding) != settled
