@@ -118,8 +118,11 @@ class Engine:
         overwrite: bool = False,
         progress: Progress | None = None,
         on_plan: Callable[[Plan], None] | None = None,
+        read: Callable[[str | os.PathLike[str]], Picture] = read_image,
     ) -> Report:
         """Run an image file into another; the output appears under its name only when it is complete.
+
+        `on_plan` is called before the work, `progress(done, total)` after each window; `read` decodes the input.
 
         Raises:
             ImageError: the input can't be read.
@@ -128,9 +131,15 @@ class Engine:
         """
         started = time.perf_counter()
         path = check_output(output, overwrite=overwrite)
-        picture = read_image(source)
-        result, made, execution = self.run_picture(picture, progress=progress, on_plan=on_plan)
-        notes = write_image(path, result, overwrite=overwrite)
+        picture = read(source)
+
+        def check_plan(made: Plan) -> None:
+            check_output(path, overwrite=overwrite, size=(made.output_width, made.output_height))
+            if on_plan is not None:
+                on_plan(made)
+
+        result, made, execution = self.run_picture(picture, progress=progress, on_plan=check_plan)
+        notes = (*picture.notes, *write_image(path, result, overwrite=overwrite))
         return Report(
             input=Path(source),
             output=path,

@@ -6,13 +6,11 @@ from tilefuse.image_reader import MAX_PIXELS, read_image
 from tilefuse.image_writer import write_image
 from tilefuse.outputs import check_output, output_format, replacing
 from tilefuse.picture import Picture, picture_from_array, picture_from_pil, picture_to_array, picture_to_pil
-from tilefuse.planes import from_planes, to_planes
 
 __all__ = [
     "MAX_PIXELS",
     "Picture",
     "check_output",
-    "from_planes",
     "output_format",
     "picture_from_array",
     "picture_from_pil",
@@ -20,6 +18,5 @@ __all__ = [
     "picture_to_pil",
     "read_image",
     "replacing",
-    "to_planes",
     "write_image",
 ]

@@ -1,8 +1,8 @@
 """Resizes as convolutions, where libraries would lose precision with the position.
 
-Libraries compute where an output pixel falls in the input in single precision, so at x3 a bilinear weight is wrong by 1e-4
-some thousand pixels from the origin, and a tile differs from the whole image. A resize by p/q is also p x p convolutions
-of stride q, one a phase, followed by a pixel shuffle: the same numbers at every position.
+Libraries compute where an output pixel falls in the input in single precision, so at x3 a bilinear weight is wrong by
+1e-4 some thousand pixels from the origin, and a tile differs from the whole image. A resize by p/q is also p x p
+convolutions of stride q, one a phase, followed by a pixel shuffle: the same numbers at every position.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tilefuse.ops.resampling import keys_cubic
 def lower_resizes(graph: Graph, shapes: dict[str, Shape]) -> Graph:
     """Replace inexact interpolations by padding, a depthwise convolution and a pixel shuffle.
 
-    A factor p/q with p a power of two is exact as it is: its positions are whole multiples of 1/(2p). `shapes` gives every
-    value's shape at a size the graph takes. Equal for heights and widths that are multiples of q at that place.
+    A factor p/q with p a power of two is exact as it is: its positions are whole multiples of 1/(2p). `shapes` gives
+    every value's shape at a size the graph takes. Equal for heights and widths that are multiples of q at that place.
     """
     nodes, weights = list[Node](), dict(graph.weights)
     for node in graph.nodes:

@@ -54,7 +54,7 @@ def _expand(name: str) -> list[Path]:
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in READABLE)
         if not found:
-            raise ImageError(f"{name}: the folder holds no image ({', '.join(READABLE)})")
+            raise ImageError(f"{name}: a directory without images ({', '.join(READABLE)})")
         return found
     if not path.exists() and glob.has_magic(name):
         found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +18,9 @@ import tilefuse
 from tilefuse.api import Engine, Report
 from tilefuse.commands.inputs import Pair, pair_files
 from tilefuse.errors import ImageError, TilefuseError
+from tilefuse.images import Picture, read_image
 from tilefuse.planner import Plan
+from tilefuse.quiet import quiet_decoders
 
 SOME_FAILED = 7
 
@@ -37,7 +40,7 @@ class RunOptions:
 def run_files(inputs: Sequence[str], output: str, options: RunOptions) -> int:
     """Run every input and return the exit status: 0, that of the only error, or 7 when some of several failed."""
     pairs = pair_files(inputs, output, overwrite=options.overwrite)
-    if len(pairs) == 1 and not pairs[0].source.exists():
+    if len(pairs) == 1 and not os.path.lexists(pairs[0].source):
         raise ImageError(f"{pairs[0].source}: no such file; check the path")
     engine = tilefuse.load(options.model, **options.load)  # type: ignore[arg-type]
     console = Console(stderr=True)
@@ -76,7 +79,9 @@ def _run_one(engine: Engine, pair: Pair, options: RunOptions, bars: Progress, co
         bars.update(task, completed=done, total=total)
         _event(options, "progress", source=str(pair.source), done=done, total=total)
 
-    report = engine.run_file(pair.source, pair.output, overwrite=options.overwrite, progress=on_window, on_plan=on_plan)
+    report = engine.run_file(
+        pair.source, pair.output, overwrite=options.overwrite, progress=on_window, on_plan=on_plan, read=_read_quietly
+    )
     bars.remove_task(task)
     _event(options, "done", **_report_fields(report), seconds=round(time.perf_counter() - started, 4))
     if options.as_json:
@@ -85,6 +90,12 @@ def _run_one(engine: Engine, pair: Pair, options: RunOptions, bars: Progress, co
         click.echo(f"tilefuse: {pair.source.name}: {note}", err=True)
     if options.show_progress or options.explain:
         console.print(_summary(report), highlight=False, soft_wrap=True)
+
+
+def _read_quietly(path: str | os.PathLike[str]) -> Picture:
+    """Read an image without the decoders' own words: the named error says it all."""
+    with quiet_decoders():
+        return read_image(path)
 
 
 def _summary(report: Report) -> str:
