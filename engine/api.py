@@ -19,14 +19,21 @@ from tilefuse.backends.base import Precision, Session
 from tilefuse.errors import ImageError
 from tilefuse.execute import Execution, Progress, execute
 from tilefuse.footprint import Footprint
-from tilefuse.images import read_image, write_image
+from tilefuse.images import (
+    Picture,
+    check_output,
+    picture_from_array,
+    picture_from_pil,
+    picture_to_array,
+    picture_to_pil,
+    read_image,
+    write_image,
+)
 from tilefuse.jobs import Job, assemble, picture_jobs
 from tilefuse.machine import available_memory, cpu_threads
 from tilefuse.memory import ArrayReader, ArrayWriter
 from tilefuse.model import Model
 from tilefuse.options import Options
-from tilefuse.outputs import check_output
-from tilefuse.picture import Picture, picture_from_array, picture_from_pil, picture_to_array, picture_to_pil
 from tilefuse.planner import Plan, Serving, input_shapes, plan
 from tilefuse.serving import choose
 from tilefuse.sessions import SessionCache

@@ -8,9 +8,8 @@ from fractions import Fraction
 import numpy as np
 
 from tilefuse.errors import ImageError
+from tilefuse.images import Picture, bleed, keep_flat, varies
 from tilefuse.memory import Pixels
-from tilefuse.picture import Picture
-from tilefuse.transparency import bleed, keep_flat, varies
 
 
 @dataclass(frozen=True, eq=False)

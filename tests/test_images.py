@@ -11,9 +11,8 @@ import tifffile
 from PIL import Image
 
 from tests.pictures import noise
-from tilefuse import png_writer
-from tilefuse.images import picture_from_array, picture_to_array, read_image, write_image
-from tilefuse.tiff_writer import write_tiff
+from tilefuse.images import picture_from_array, picture_to_array, png_writer, read_image, write_image
+from tilefuse.images.tiff_writer import write_tiff
 
 SIZES = [(1, 1), (1, 17), (2, 3), (63, 17)]
 
@@ -60,8 +59,8 @@ def test_jpeg_is_close_and_keeps_gray(tmp_path: Path, channels: int) -> None:
 def test_a_picture_of_many_blocks_is_joined_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     array = noise((200, 33, 3), "uint16")
     monkeypatch.setattr(png_writer, "_BLOCK_BYTES", 900)
-    monkeypatch.setattr("tilefuse.tiff_writer._STRIP_BYTES", 900)
-    monkeypatch.setattr("tilefuse.pixels._STRIP_PIXELS", 100)
+    monkeypatch.setattr("tilefuse.images.tiff_writer._STRIP_BYTES", 900)
+    monkeypatch.setattr("tilefuse.images.modes._STRIP_PIXELS", 100)
     for name in ("x.png", "x.tif"):
         write_image(tmp_path / name, picture_from_array(array))
         np.testing.assert_array_equal(read_image(tmp_path / name).pixels, array)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tilefuse.errors import ImageError, UsageError
-from tilefuse.outputs import FORMATS, check_output
+from tilefuse.images import FORMATS, check_output
 
 READABLE = (*FORMATS, ".bmp", ".gif", ".ppm", ".pgm", ".tga")
 

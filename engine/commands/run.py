@@ -18,9 +18,8 @@ import tilefuse
 from tilefuse.api import Engine, Report
 from tilefuse.commands.inputs import Pair, pair_files
 from tilefuse.errors import ImageError, TilefuseError
-from tilefuse.images import Picture, read_image
+from tilefuse.images import Picture, quiet_decoders, read_image
 from tilefuse.planner import Plan
-from tilefuse.quiet import quiet_decoders
 
 SOME_FAILED = 7
 

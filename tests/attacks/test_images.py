@@ -27,7 +27,7 @@ import json, pathlib, resource, sys, time
 from tests.attacks.images import build
 from tilefuse.errors import TilefuseError
 from tilefuse.images import Picture, read_image
-from tilefuse.quiet import quiet_decoders
+from tilefuse.images.quiet import quiet_decoders
 
 results = {}
 attacks = build(pathlib.Path(sys.argv[1]))

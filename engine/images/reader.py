@@ -20,15 +20,15 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from tilefuse.deep_color import Opener, is_deep, is_deep_planar, planar, raw_mode, read_deep
 from tilefuse.errors import CapacityError, ImageError
-from tilefuse.metadata import exif_bytes, orientation_of, resolution_dpi, upright
-from tilefuse.outputs import shown
-from tilefuse.picture import Picture, full_scale
-from tilefuse.pillow_limit import allowing
-from tilefuse.pixels import Decoded, decode_mode
-from tilefuse.png_checks import check_all_rows
-from tilefuse.tiff_reader import read_tiff
+from tilefuse.images.deep_color import Opener, is_deep, is_deep_planar, planar, raw_mode, read_deep
+from tilefuse.images.metadata import exif_bytes, orientation_of, resolution_dpi, upright
+from tilefuse.images.modes import Decoded, decode_mode
+from tilefuse.images.outputs import shown
+from tilefuse.images.picture import Picture, full_scale
+from tilefuse.images.pillow_limit import allowing
+from tilefuse.images.png_checks import check_all_rows
+from tilefuse.images.tiff_reader import read_tiff
 
 MAX_PIXELS = 500_000_000
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from tilefuse.errors import ImageError
-from tilefuse.pixels import keyed_alpha, straight
+from tilefuse.images.modes import keyed_alpha, straight
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Opener = Callable[[IO[bytes]], ImageFile.ImageFile]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tilefuse.errors import UsageError
-from tilefuse.outputs import check_output, output_format, replacing
+from tilefuse.images.outputs import check_output, output_format, replacing
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from tilefuse.metadata import exif_with_resolution
-from tilefuse.outputs import check_output, output_format, replacing
-from tilefuse.picture import Picture
-from tilefuse.png_writer import write_png
-from tilefuse.tiff_writer import write_tiff
+from tilefuse.images.metadata import exif_with_resolution
+from tilefuse.images.outputs import check_output, output_format, replacing
+from tilefuse.images.picture import Picture
+from tilefuse.images.png_writer import write_png
+from tilefuse.images.tiff_writer import write_tiff
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

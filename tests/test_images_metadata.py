@@ -16,7 +16,7 @@ from PIL import Image
 from tests.attacks.images import encoded, picture
 from tests.pictures import Array, noise, profile, save
 from tilefuse.images import Picture, picture_from_array, read_image, write_image
-from tilefuse.png_writer import write_png
+from tilefuse.images.png_writer import write_png
 
 STORED = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
 # What the eye must see, for a picture stored as STORED under each orientation (Exif 2.32, tag 0x0112).

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from tests.pictures import noise
-from tilefuse import image_writer, png_writer
 from tilefuse.errors import UsageError
-from tilefuse.images import Picture, picture_from_array, read_image, write_image
-from tilefuse.png_writer import write_png
+from tilefuse.images import Picture, picture_from_array, png_writer, read_image, write_image, writer
+from tilefuse.images.png_writer import write_png
 
 
 def test_jpeg_composites_alpha_on_white(tmp_path: Path) -> None:
@@ -49,14 +48,14 @@ def test_a_failure_half_way_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException
 ) -> None:
     (tmp_path / name).write_bytes(b"precious")
-    kind = image_writer.output_format(name)
-    real = image_writer._ENCODERS[kind]
+    kind = writer.output_format(name)
+    real = writer._ENCODERS[kind]
 
     def failing(stream: Any, given: Picture) -> None:
         real(stream, given)
         raise error
 
-    monkeypatch.setitem(image_writer._ENCODERS, kind, failing)
+    monkeypatch.setitem(writer._ENCODERS, kind, failing)
     # Only the system's refusals are the user's to mend.
     with pytest.raises(UsageError if isinstance(error, OSError) else type(error)):
         write_image(tmp_path / name, picture_from_array(noise((8, 8, 3), "uint8")), overwrite=True)

@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 
 from tilefuse.errors import ImageError
-from tilefuse.pixels import straight
+from tilefuse.images.modes import straight
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from tilefuse.errors import ImageError
-from tilefuse.metadata import exif_bytes, resolution_dpi
-from tilefuse.pixels import decode_mode
+from tilefuse.images.metadata import exif_bytes, resolution_dpi
+from tilefuse.images.modes import decode_mode
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.pictures import Array, noise
-from tilefuse.transparency import BLEED_RADIUS_PX, bleed, keep_flat, varies
+from tilefuse.images.transparency import BLEED_RADIUS_PX, bleed, keep_flat, varies
 
 RED, GREEN = np.array([255, 0, 0], np.uint8), np.array([0, 255, 0], np.uint8)
 
