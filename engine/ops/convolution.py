@@ -26,7 +26,7 @@ class Conv2d(Op):
         x, weight, *bias = inputs
         top, left, bottom, right = self.padding
         padding = (top, left)
-        if self.padding_mode != "constant" or padding != (bottom, right):
+        if self.padding_mode != "constant" or padding != (bottom, right) or min(padding) < 0:
             x, padding = pad2d(x, self.padding, self.padding_mode), (0, 0)
         return F.conv2d(x, weight, bias[0] if bias else None, self.stride, padding, self.dilation, self.groups)
 
@@ -46,7 +46,7 @@ class ConvTranspose2d(Op):
         x, weight, *bias = inputs
         top, left, bottom, right = self.padding
         native = zip(self.output_padding, self.stride, self.dilation, strict=True)
-        if (top, left) == (bottom, right) and all(o < max(s, d) for o, s, d in native):
+        if (top, left) == (bottom, right) and min(top, left) >= 0 and all(o < max(s, d) for o, s, d in native):
             b = bias[0] if bias else None
             extra = self.output_padding
             return F.conv_transpose2d(x, weight, b, self.stride, (top, left), extra, self.groups, self.dilation)

@@ -31,37 +31,41 @@ class Pool2d(Op):
         padding = (top, left)
         even = padding == (bottom, right) and all(2 * p <= k for p, k in zip(padding, self.kernel, strict=True))
         if self.kind == "max":
-            if not even:
-                x, padding = F.pad(x, (left, right, top, bottom), value=-torch.inf), (0, 0)
-            return F.max_pool2d(x, self.kernel, self.stride, padding, self.dilation, self.ceil_mode)
+            if even:
+                return F.max_pool2d(x, self.kernel, self.stride, padding, self.dilation, self.ceil_mode)
+            x = F.pad(x, (left, self._after(x, 1), top, self._after(x, 0)), value=-torch.inf)
+            return F.max_pool2d(x, self.kernel, self.stride, 0, self.dilation)
         if even and self.dilation == (1, 1):
             return F.avg_pool2d(x, self.kernel, self.stride, padding, self.ceil_mode, self.count_include_pad)
         return self._average(x)
 
+    def _after(self, x: Tensor, axis: int) -> int:
+        """Rows (or columns) between the data's end and the last window's; negative where no window reaches the end."""
+        size, before, after = x.shape[2 + axis], self.padding[axis], self.padding[2 + axis]
+        span, stride = self.dilation[axis] * (self.kernel[axis] - 1) + 1, self.stride[axis]
+        steps, rest = divmod(size + before + after - span, stride)
+        # Rounding up adds a window, unless it would start in the padding after the data (torch and ONNX alike).
+        if self.ceil_mode and rest:
+            steps += 1
+        if self.ceil_mode and steps * stride >= size + before:
+            steps -= 1
+        return steps * stride + span - size - before
+
     def _average(self, x: Tensor) -> Tensor:
         """Average as a sum divided by a count, for the padding and dilation torch's pooling does not take."""
         top, left, bottom, right = self.padding
-        sizes = []
-        for axis, (before, after) in enumerate(((top, bottom), (left, right))):
-            size, span = x.shape[2 + axis], self.dilation[axis] * (self.kernel[axis] - 1) + 1
-            steps = (size + before + after - span) / self.stride[axis]
-            out = int(-(-steps // 1) if self.ceil_mode else steps // 1) + 1
-            # A window may not start in the padding after the data (torch and ONNX alike).
-            if self.ceil_mode and (out - 1) * self.stride[axis] >= size + before:
-                out -= 1
-            sizes.append((before, max(after, (out - 1) * self.stride[axis] + span - size - before), out))
-        (y0, y1, out_h), (x0, x1, out_w) = sizes
+        below, beside = self._after(x, 0), self._after(x, 1)
         mask = torch.ones_like(x[:1, :1])
         if self.count_include_pad:
             mask = F.pad(mask, (left, right, top, bottom), value=1.0)
-            mask = F.pad(mask, (0, x1 - right, 0, y1 - bottom))
+            mask = F.pad(mask, (0, beside - right, 0, below - bottom))
         else:
-            mask = F.pad(mask, (x0, x1, y0, y1))
+            mask = F.pad(mask, (left, beside, top, below))
         ones = torch.ones(1, 1, *self.kernel, dtype=x.dtype, device=x.device)
-        flat = F.pad(x, (x0, x1, y0, y1)).flatten(0, 1).unsqueeze(1)
+        flat = F.pad(x, (left, beside, top, below)).flatten(0, 1).unsqueeze(1)
         total = F.conv2d(flat, ones, None, self.stride, 0, self.dilation)
         count = F.conv2d(mask, ones, None, self.stride, 0, self.dilation)
-        return (total / count)[..., :out_h, :out_w].reshape(*x.shape[:2], out_h, out_w)
+        return (total / count).view(*x.shape[:2], *total.shape[2:])
 
 
 @dataclass(frozen=True)

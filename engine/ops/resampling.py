@@ -53,17 +53,18 @@ class Resize(Op):
 
     def apply(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs
+        sizes = x.shape[2:]
+        made, scales = self.output_size(*sizes), self._scales(*sizes)
         native = self._native()
-        if native is not None:
+        # Where a scale makes no new row, torch copies on a CPU and interpolates on a GPU; the definition interpolates.
+        idle = any(size == out and scale != 1 for size, out, scale in zip(sizes, made, scales, strict=True))
+        if native is not None and not idle:
             align = True if native in ("bilinear", "bicubic") and self.coordinates == "align_corners" else None
             if self.size is not None:
                 return F.interpolate(x, self.size, mode=native, align_corners=align)
-            scale_y, scale_x = self._scales(*x.shape[2:])
-            return F.interpolate(x, scale_factor=(float(scale_y), float(scale_x)), mode=native, align_corners=align)
-        height, width = x.shape[2:]
-        for dim, size, out, scale in zip(
-            (2, 3), (height, width), self.output_size(height, width), self._scales(height, width), strict=True
-        ):
+            factors = tuple(float(scale) for scale in scales)
+            return F.interpolate(x, scale_factor=factors, mode=native, align_corners=align)
+        for dim, size, out, scale in zip((2, 3), sizes, made, scales, strict=True):
             x = self._resample(x, dim, size, out, scale)
         return x
 
