@@ -109,12 +109,12 @@ class Engine:
             CapacityError: it does not fit the memory budget.
         """
         if isinstance(image, Image.Image):
-            return cast(Kind, picture_to_pil(self.run_picture(picture_from_pil(image))[0]))
+            return picture_to_pil(self.run_picture(picture_from_pil(image))[0])
         if isinstance(image, np.ndarray):
             picture = self.run_picture(picture_from_array(image))[0]
             return cast(Kind, picture_to_array(picture, like=image))
         if isinstance(image, Tensor):
-            return cast(Kind, self._run_tensor(image))
+            return self._run_tensor(image)
         raise ImageError(f"{type(image).__name__} is no image; give a numpy array, a PIL image or a torch tensor")
 
     def run_file(

@@ -62,7 +62,7 @@ def test_less_memory_means_smaller_windows_and_never_more_than_allowed(local: Mo
 def test_the_numbers_are_in_the_refusal(local: Model) -> None:
     with pytest.raises(CapacityError, match=r"needs about .*KiB and 10\.0 KiB is allowed.*Allow at least"):
         make(local, 500, 500, Request(memory=10 * 1024))
-    with pytest.raises(CapacityError, match="one window needs about .*leave the tile to the planner"):
+    with pytest.raises(CapacityError, match=r"one window needs about .*leave the tile to the planner"):
         make(local, 2000, 2000, Request(tile=0, memory=2**22))
 
 
@@ -78,7 +78,7 @@ def test_global_ops_refuse_tiling_by_name(gated: Model) -> None:
     assert make(gated, 64, 64, Request(memory=PLENTY)).schedule == "whole"
     with pytest.raises(CapacityError, match="tiling is refused: mean over space"):
         make(gated, 64, 64, Request(tile=16, memory=PLENTY))
-    with pytest.raises(CapacityError, match="as one window needs .*mean over space.*halo in pixels"):
+    with pytest.raises(CapacityError, match=r"as one window needs .*mean over space.*halo in pixels"):
         make(gated, 640, 640, Request(memory=2**20))
 
 
