@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
-from tilefuse.backends import registry
+from tilefuse.backends.registry import BACKENDS
 from tilefuse.cost import flops, weight_bytes
 from tilefuse.errors import ModelError
 from tilefuse.export.checkpoints import bundled
@@ -35,7 +35,7 @@ def describe_model(source: str) -> dict[str, Any]:
     described["geometry"] = _geometry(model)
     described["backends"] = {
         name: backend.available() or backend.refusal(model, "cpu", "fp32")
-        for name, backend in registry.BACKENDS.items()
+        for name, backend in BACKENDS.items()
     }
     return described
 

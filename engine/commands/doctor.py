@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tilefuse import __version__
-from tilefuse.backends import registry
+from tilefuse.backends.registry import BACKENDS
 from tilefuse.machine import available_memory, cache_bytes, cpu_name, cpu_threads, format_bytes
 
 LIBRARIES = (
@@ -35,7 +35,7 @@ def examine() -> dict[str, Any]:
     import torch
 
     versions = {name: _version(name) for name in LIBRARIES}
-    reasons = {name: backend.available() for name, backend in registry.BACKENDS.items()}
+    reasons = {name: backend.available() for name, backend in BACKENDS.items()}
     warnings = []
     if versions["onnxruntime"] and versions["onnxruntime-gpu"]:
         warnings.append(
