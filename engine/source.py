@@ -17,9 +17,8 @@ from tilefuse.export.checkpoints import bundled, load_bundled, load_module
 from tilefuse.footprint import Axis, Footprint, footprint
 from tilefuse.graph import Graph
 from tilefuse.model import Model
-from tilefuse.passes import fold_batch_norm
+from tilefuse.passes import fold_batch_norm, lower_resizes
 from tilefuse.planner import input_shapes
-from tilefuse.resizing import lower_resizes
 
 # Smaller than any layer shrinks to nothing, large enough to tell a ratio of sizes.
 EXAMPLE_SIZES = (32, 64, 128)

@@ -17,7 +17,7 @@ from tilefuse.execute import execute
 from tilefuse.footprint import Axis, Footprint, footprint
 from tilefuse.graph import Graph
 from tilefuse.memory import ArrayReader, ArrayWriter
-from tilefuse.resizing import lower_resizes
+from tilefuse.passes import lower_resizes
 from tilefuse.tiling import grid, split_axis
 
 

@@ -11,7 +11,7 @@ from tests.conftest import Compare
 from tilefuse.graph import Graph, Input, Node
 from tilefuse.ops import Resize
 from tilefuse.ops.resampling import Coordinates, ResizeMode
-from tilefuse.resizing import lower_resizes
+from tilefuse.passes import lower_resizes
 
 
 def resize_graph(mode: ResizeMode, scale: Fraction, coordinates: Coordinates = "half_pixel") -> Graph:
