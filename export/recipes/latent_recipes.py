@@ -9,7 +9,7 @@ from tilefuse.export.recipes.progressive import ProgressiveRecipe
 from tilefuse.export.recipes.variational import VariationalRecipe
 
 UNIT = (0.0, 1.0)
-DIGIT_DISCRIMINATOR: dict[str, Any] = {"channels": 1, "size": 28, "features": 24, "stages": 2}
+DIGIT_DISCRIMINATOR: dict[str, Any] = {"channels": 1, "size": 28, "features": 24, "stages": 3}
 
 LATENT_RECIPES: dict[str, LatentRecipe] = {
     recipe.name: recipe
@@ -38,30 +38,32 @@ LATENT_RECIPES: dict[str, LatentRecipe] = {
             "dcgan-digits",
             "ProjectedDCGAN",
             "digits",
-            hyper_parameters={"latent": 64, "features": 48, "channels": 1, "size": 7},
-            steps=2000,
-            learning_rate=5e-4,
+            hyper_parameters={"latent": 16, "features": 48, "channels": 1, "size": 7},
+            steps=3000,
+            batch=32,
             half_precision=True,
             discriminator=DIGIT_DISCRIMINATOR,
-            loss="hinge",
+            penalty=0.3,
+            penalty_interval=4,
         ),
         AdversarialRecipe(
             "cgan-digits",
             "CGAN",
             "digits",
             hyper_parameters={
-                "latent": 48,
+                "latent": 16,
                 "classes": 10,
                 "embedding": 16,
                 "features": 48,
                 "channels": 1,
                 "size": 7,
             },
-            steps=2000,
-            learning_rate=5e-4,
+            steps=2500,
+            batch=32,
             half_precision=True,
             discriminator={**DIGIT_DISCRIMINATOR, "classes": 10},
-            loss="hinge",
+            penalty=0.3,
+            penalty_interval=4,
         ),
         VariationalRecipe(
             "vae-digits",
