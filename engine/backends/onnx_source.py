@@ -4,42 +4,43 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tilefuse.backends.library import writing_refusal
 from tilefuse.errors import BackendError
 from tilefuse.graph import Graph, Shape
 from tilefuse.model import Model
 
+if TYPE_CHECKING:
+    import onnx
+
 _refusals: weakref.WeakKeyDictionary[Graph, str | None] = weakref.WeakKeyDictionary()
 
 
-def onnx_source(model: Model, shapes: Sequence[Shape]) -> bytes | Path:
-    """Write the graph as a serialised ONNX model; without a graph give the path of the model's own file.
-
-    A path rather than its bytes: beside it lie the weights that a file keeps outside.
+def onnx_source(model: Model, shapes: Sequence[Shape]) -> bytes:
+    """Write the graph as a serialised ONNX model; without a graph give the model as it came.
 
     Raises:
         BackendError: the graph can't be written as ONNX, or there is neither graph nor file.
         ModelError: the graph can't take inputs of these shapes.
     """
     if model.graph is not None:
-        return _write(model.graph, shapes)
-    if model.onnx_path is None:
-        raise BackendError(f"{model.name} has neither a graph nor an ONNX file")
-    return model.onnx_path
+        return bytes(_write(model.graph, shapes).SerializeToString())
+    if model.onnx is None:
+        raise BackendError(f"{model.name} has neither a graph nor an ONNX form")
+    return model.onnx
 
 
 def onnx_refusal(model: Model) -> str | None:
     """Give the reason the model has no ONNX form, or None. The writing is tried once a graph."""
     if model.graph is None:
-        return None if model.onnx_path is not None else f"it needs an ONNX form of the model: {model.uncaptured}"
+        return None if model.onnx is not None else f"it needs an ONNX form of the model: {model.uncaptured}"
     if model.graph not in _refusals:
         _refusals[model.graph] = writing_refusal(model.graph, _write)
     return _refusals[model.graph]
 
 
-def _write(graph: Graph, shapes: Sequence[Shape]) -> bytes:
+def _write(graph: Graph, shapes: Sequence[Shape]) -> onnx.ModelProto:
     from tilefuse.emitters.onnx import to_onnx
 
-    return bytes(to_onnx(graph, shapes=shapes).SerializeToString())
+    return to_onnx(graph, shapes=shapes)

@@ -12,7 +12,6 @@ from torch import Tensor
 from tilefuse.backends.base import Precision, Session
 from tilefuse.backends.library import check_inputs, failure, load, missing, refuse_compile, require
 from tilefuse.backends.onnx_source import onnx_refusal, onnx_source
-from tilefuse.backends.probing import probe
 from tilefuse.errors import BackendError
 from tilefuse.graph import Shape
 from tilefuse.model import Model
@@ -43,9 +42,26 @@ class OnnxRuntime:
         self, model: Model, shapes: Sequence[Shape], *, device: str, precision: Precision, threads: int
     ) -> Session:
         require(self, model, shapes, device, precision)
-        if model.graph is not None:
-            probe(self.name, model.graph, shapes, lambda alone, sizes: _open(alone, sizes, device, threads))
-        return _open(model, shapes, device, threads)
+        ort = load("onnxruntime")
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        wanted = _CPU if device == "cpu" else _CUDA
+        place = {} if device == "cpu" else {"device_id": str(torch.device(device).index or 0), "use_tf32": "0"}
+        source = onnx_source(model, shapes)
+        try:
+            session = ort.InferenceSession(source, options, providers=[(wanted, place)])
+        # As in `run`: the library's exceptions have no common base.
+        except Exception as error:
+            raise refuse_compile("onnxruntime", error) from error
+        if session.get_providers()[0] != wanted:
+            raise BackendError(f"onnxruntime fell back to {session.get_providers()[0]}: its {wanted} did not load")
+        unlike = [spec.name for spec in session.get_inputs() if spec.type != "tensor(float)"]
+        if unlike:
+            raise BackendError(f"onnxruntime is fed float32; the inputs {', '.join(unlike)} want another type")
+        return OnnxRuntimeSession(session, tuple(spec.name for spec in session.get_inputs()), tuple(shapes))
 
 
 @dataclass(frozen=True)
@@ -65,26 +81,3 @@ class OnnxRuntimeSession:
         except Exception as error:
             raise failure("onnxruntime", error) from error
         return [torch.from_numpy(output).float() for output in outputs]
-
-
-def _open(model: Model, shapes: Sequence[Shape], device: str, threads: int) -> Session:
-    ort = load("onnxruntime")
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    wanted = _CPU if device == "cpu" else _CUDA
-    place = {} if device == "cpu" else {"device_id": str(torch.device(device).index or 0), "use_tf32": "0"}
-    source = onnx_source(model, shapes)
-    try:
-        session = ort.InferenceSession(source, options, providers=[(wanted, place)])
-    # As in `run`: the library's exceptions have no common base.
-    except Exception as error:
-        raise refuse_compile("onnxruntime", error) from error
-    if session.get_providers()[0] != wanted:
-        raise BackendError(f"onnxruntime fell back to {session.get_providers()[0]}: its {wanted} did not load")
-    unlike = [spec.name for spec in session.get_inputs() if spec.type != "tensor(float)"]
-    if unlike:
-        raise BackendError(f"onnxruntime is fed float32; the inputs {', '.join(unlike)} want another type")
-    return OnnxRuntimeSession(session, tuple(spec.name for spec in session.get_inputs()), tuple(shapes))

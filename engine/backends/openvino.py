@@ -13,7 +13,6 @@ from torch import Tensor
 from tilefuse.backends.base import Precision, Session
 from tilefuse.backends.library import check_inputs, failure, load, missing, refuse_compile, require
 from tilefuse.backends.onnx_source import onnx_refusal, onnx_source
-from tilefuse.backends.probing import probe
 from tilefuse.graph import Shape
 from tilefuse.model import Model
 
@@ -37,9 +36,21 @@ class OpenVino:
         self, model: Model, shapes: Sequence[Shape], *, device: str, precision: Precision, threads: int
     ) -> Session:
         require(self, model, shapes, device, precision)
-        if model.graph is not None:
-            probe(self.name, model.graph, shapes, lambda alone, sizes: _open(alone, sizes, "fp32", threads))
-        return _open(model, shapes, precision, threads)
+        openvino = load("openvino")
+        source = onnx_source(model, shapes)
+        options = {
+            "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+        }
+        try:
+            core = openvino.Core()
+            network = core.read_model(source)
+            network.reshape({port: list(shape) for port, shape in zip(network.inputs, shapes, strict=True)})
+            compiled = core.compile_model(network, "CPU", options)
+        except (RuntimeError, MemoryError, ValueError, TypeError) as error:
+            raise refuse_compile("openvino", error) from error
+        return OpenVinoSession(compiled, tuple(shapes))
 
 
 @dataclass(frozen=True)
@@ -63,21 +74,3 @@ class OpenVinoSession:
             raise failure("openvino", error) from error
         self.idle.append(request)
         return outputs
-
-
-def _open(model: Model, shapes: Sequence[Shape], precision: Precision, threads: int) -> Session:
-    openvino = load("openvino")
-    source = onnx_source(model, shapes)
-    options = {
-        "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-    }
-    try:
-        core = openvino.Core()
-        network = core.read_model(source)
-        network.reshape({port: list(shape) for port, shape in zip(network.inputs, shapes, strict=True)})
-        compiled = core.compile_model(network, "CPU", options)
-    except (RuntimeError, MemoryError, ValueError, TypeError) as error:
-        raise refuse_compile("openvino", error) from error
-    return OpenVinoSession(compiled, tuple(shapes))
