@@ -57,7 +57,7 @@ def from_module(module: nn.Module, *example: Tensor) -> Graph:
     """
     if not example:
         raise ModelError("from_module needs an example input, such as torch.zeros(1, 3, 32, 32)")
-    with _inference(module), torch.no_grad():
+    with inference_mode_of(module), torch.no_grad():
         expected = _run(module, example)
         program = _export(module, example)
         failure: SizeDependentError | None = None
@@ -81,7 +81,7 @@ def from_module(module: nn.Module, *example: Tensor) -> Graph:
 
 
 @contextmanager
-def _inference(module: nn.Module) -> Iterator[None]:
+def inference_mode_of(module: nn.Module) -> Iterator[None]:
     """Switch a module and its parts to eval mode, and back to what each was."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import nn
 
@@ -17,9 +16,10 @@ from tilefuse.graph import Graph
 class Model:
     """A trained generator.
 
-    `graph` is None when an op lies outside the vocabulary; `uncaptured` then says which, and only backends that run
-    the original form (`module` or `onnx_path`) can serve, untiled. `footprint` is None for a network that maps no image
-    to an image; `no_footprint` then says why. `image_channels` are those of its input and of its output.
+    `graph` is None when an op lies outside the vocabulary; `uncaptured` then says which, and only backends that run the
+    original form can serve, untiled: `module`, or `onnx`, a serialised ONNX model with its weights inside. `footprint`
+    is None for a network that maps no image to an image; `no_footprint` then says why. `image_channels` are those of
+    its input and of its output.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Model:
     graph: Graph | None = None
     uncaptured: str | None = None
     module: nn.Module | None = None
-    onnx_path: Path | None = None
+    onnx: bytes | None = None
     footprint: Footprint | None = None
     no_footprint: str = ""
     image_channels: tuple[int, int] = (0, 0)

@@ -5,23 +5,27 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from tilefuse.capture import from_module, from_onnx
-from tilefuse.errors import ModelError
+from tilefuse.backends import registry
+from tilefuse.capture import from_module, from_onnx, inference_mode_of
+from tilefuse.errors import ModelError, TilefuseError
 from tilefuse.export.checkpoints import bundled, load_bundled, load_module
 from tilefuse.footprint import Axis, Footprint, footprint
 from tilefuse.graph import Graph
+from tilefuse.importers.onnx_files import onnx_example, read_model
+from tilefuse.machine import cpu_threads
 from tilefuse.model import Model
 from tilefuse.passes import fold_batch_norm, lower_resizes
 from tilefuse.planner import input_shapes
 
-# Smaller than any layer shrinks to nothing, large enough to tell a ratio of sizes.
-EXAMPLE_SIZES = (32, 64, 128)
+# Small, because a deep network is captured by running it; the larger ones are for those that halve often.
+EXAMPLE_SIZES = (16, 32, 64, 128)
 
 
 def load_model(source: str | os.PathLike[str] | nn.Module) -> Model:
@@ -43,36 +47,55 @@ def load_model(source: str | os.PathLike[str] | nn.Module) -> Model:
 
 
 def _from_module(module: nn.Module, name: str, details: Mapping[str, str]) -> Model:
-    module.eval()
     sha256 = _module_sha256(module)
-    example = _example(module)
-    try:
-        graph = fold_batch_norm(from_module(module, example))
-    except ModelError as error:
-        # The module itself is the truth: what the vocabulary can't say still runs, as a whole.
-        with torch.no_grad():
-            result = module(example)
-        untiled, channels, why = _untiled(example, result, str(error))
-        return Model(name, sha256, None, str(error), module, None, untiled, why, channels, details)
-    return _captured(name, sha256, graph, module, None, details)
+    with inference_mode_of(module), torch.no_grad():
+        example = _example(module)
+        try:
+            graph = fold_batch_norm(from_module(module, example))
+        except ModelError as error:
+            # The module itself is the truth: what the vocabulary can't say still runs, as a whole.
+            untiled, channels, why = _untiled(example, module(example), str(error))
+            return Model(name, sha256, None, str(error), module, None, untiled, why, channels, details)
+    return _captured(Model(name, sha256, graph, module=module, details=details), graph)
 
 
 def _from_onnx(path: Path) -> Model:
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-    return _captured(path.name, sha256, fold_batch_norm(from_onnx(path)), None, path, {})
+    proto = read_model(path)
+    data = proto.SerializeToString()
+    model = Model(path.name, hashlib.sha256(data).hexdigest(), details={"format": "ONNX"})
+    try:
+        graph = fold_batch_norm(from_onnx(proto))
+    except ModelError as error:
+        runnable = replace(model, uncaptured=str(error), onnx=data)
+        example = onnx_example(proto)
+        if example is None:
+            raise
+        untiled, channels, why = _untiled(example, _first_result(runnable, example, error), str(error))
+        return replace(runnable, footprint=untiled, no_footprint=why, image_channels=channels)
+    return _captured(model, graph)
 
 
-def _captured(
-    name: str, sha256: str, graph: Graph, module: nn.Module | None, path: Path | None, details: Mapping[str, str]
-) -> Model:
+def _first_result(model: Model, example: Tensor, reason: ModelError) -> Tensor:
+    """Run a model the vocabulary can't say once, on ONNX Runtime; where that fails too, the first reason stands."""
+    backend = registry.get("onnxruntime")
+    if backend.available() is not None:
+        raise reason
+    try:
+        shapes = (tuple(example.shape),)
+        session = backend.compile(model, shapes, device="cpu", precision="fp32", threads=cpu_threads())
+        return session.run(example)[0]
+    except TilefuseError as error:
+        raise reason from error
+
+
+def _captured(model: Model, graph: Graph) -> Model:
     try:
         found = footprint(graph)
     except ModelError as error:
-        return Model(name, sha256, graph, None, module, path, None, str(error), (0, 0), details)
+        return replace(model, graph=graph, no_footprint=str(error))
     shapes = graph.shapes(*input_shapes(graph, 1, (found.minimum_px, found.minimum_px)))
-    graph = lower_resizes(graph, shapes)
     channels = (shapes[graph.inputs[0].name][1], shapes[graph.outputs[0]][1])
-    return Model(name, sha256, graph, None, module, path, found, "", channels, details)
+    return replace(model, graph=lower_resizes(graph, shapes), footprint=found, image_channels=channels)
 
 
 def _untiled(example: Tensor, result: object, reason: str) -> tuple[Footprint | None, tuple[int, int], str]:
@@ -104,12 +127,11 @@ def _example(module: nn.Module) -> Tensor:
     elif isinstance(first, nn.ConvTranspose2d):
         shapes.append((2, first.in_channels, 1, 1))
     channels = [first.in_channels] if isinstance(first, nn.Conv2d) else []
-    shapes += [(2, c, size, size + 16) for c in dict.fromkeys([*channels, 3, 1, 4]) for size in EXAMPLE_SIZES]
+    shapes += [(1, c, size, size * 3 // 2) for c in dict.fromkeys([*channels, 3, 1, 4]) for size in EXAMPLE_SIZES]
     reason = ""
     for shape in shapes:
         try:
-            with torch.no_grad():
-                module(torch.zeros(shape))
+            module(torch.zeros(shape))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             reason = reason or str(error).splitlines()[0]
         else:

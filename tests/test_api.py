@@ -204,3 +204,36 @@ def test_a_latent_decoder_takes_no_image() -> None:
 def test_unknown_names_are_told() -> None:
     with pytest.raises(ModelError, match="espcn-x4"):
         tilefuse.load("espcn-x5")
+
+
+def onnx_file(path: Path, *, gain: float = 1.0) -> Path:
+    """Write a small ONNX network with a softmax, which no tile can hold."""
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    weight = onnx.numpy_helper.from_array(np.full((3, 3, 1, 1), gain, np.float32), "w")
+    nodes = [helper.make_node("Conv", ["image", "w"], ["c"]), helper.make_node("Softmax", ["c"], ["out"], axis=3)]
+    sizes = [1, 3, "h", "w_"]
+    values = [[helper.make_tensor_value_info(name, kind, sizes)] for name in ("image", "out")]
+    graph = helper.make_graph(nodes, "net", values[0], values[1], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    return path
+
+
+def test_an_onnx_file_outside_the_vocabulary_runs_whole(tmp_path: Path) -> None:
+    engine = tilefuse.load(onnx_file(tmp_path / "net.onnx"))
+    image = np.random.default_rng(0).random((6, 8, 3), np.float32)
+    total = torch.from_numpy(image).sum(2)
+    expected = torch.softmax(total, 1).unsqueeze(2).expand(-1, -1, 3).numpy()
+    assert np.abs(engine(image) - expected).max() <= 1e-6
+    assert engine.serving.backend in ("openvino", "onnxruntime")
+    assert "Softmax" in engine.footprint.global_ops[0]
+    with pytest.raises(ModelError, match="Softmax"):
+        tilefuse.load(onnx_file(tmp_path / "nan.onnx", gain=float("nan")))
+
+
+def test_loading_leaves_a_module_as_it_was() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3))
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    tilefuse.load(module)
+    assert module.training
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())

@@ -9,7 +9,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tilefuse.errors import ModelError
 
@@ -74,6 +76,25 @@ def tensor_array(tensor: onnx.TensorProto) -> NDArray[Any]:
         return np.asarray(module.numpy_helper.to_array(tensor))
     except Exception as error:  # a dozen kinds, by data type and field
         raise ModelError(f"tensor {tensor.name!r} can't be decoded: {error}") from error
+
+
+def onnx_example(model: onnx.ModelProto) -> Tensor | None:
+    """Make an input for a valid model of one image [N, C, H, W] whose weights are finite; None for any other."""
+    module = onnx_module()
+    if any(
+        not np.isfinite(array).all() for array in map(tensor_array, _tensors(model.graph)) if array.dtype.kind == "f"
+    ):
+        return None
+    try:
+        module.checker.check_model(model)
+    except (module.checker.ValidationError, ValueError, TypeError):
+        return None
+    held = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in held]
+    sizes = [dim.dim_value for value in inputs[:1] for dim in value.type.tensor_type.shape.dim]
+    if len(inputs) != 1 or len(sizes) != 4 or inputs[0].type.tensor_type.elem_type != module.TensorProto.FLOAT:
+        return None
+    return torch.rand([size or usual for size, usual in zip(sizes, (1, 3, 64, 96), strict=True)])
 
 
 def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
