@@ -53,7 +53,7 @@ class OnnxRuntime:
         source = onnx_source(model, shapes)
         try:
             session = ort.InferenceSession(source, options, providers=[(wanted, place)])
-        # As in `run`: the library's exceptions have no common base.
+        # The library raises classes of its own, one a status code, with no common base.
         except Exception as error:
             raise refuse_compile("onnxruntime", error) from error
         if session.get_providers()[0] != wanted:
@@ -77,7 +77,7 @@ class OnnxRuntimeSession:
         feed = {name: x.detach().contiguous().cpu().numpy() for name, x in zip(self.names, inputs, strict=True)}
         try:
             outputs = self.session.run(None, feed)
-        # The library raises classes of its own, one a status code, with no common base.
+        # As at compile.
         except Exception as error:
             raise failure("onnxruntime", error) from error
         return [torch.from_numpy(output).float() for output in outputs]

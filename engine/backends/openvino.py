@@ -64,13 +64,16 @@ class OpenVinoSession:
     def run(self, *inputs: Tensor) -> list[Tensor]:
         check_inputs(inputs, self.shapes)
         try:
-            request = self.idle.pop()
-        except IndexError:
-            request = self.compiled.create_infer_request()
-        try:
+            request = self._request()
             results = request.infer([x.detach().contiguous().numpy() for x in inputs], share_inputs=True)
             outputs = [torch.tensor(results[port], dtype=torch.float32) for port in self.compiled.outputs]
         except (RuntimeError, MemoryError, ValueError, TypeError) as error:
             raise failure("openvino", error) from error
         self.idle.append(request)
         return outputs
+
+    def _request(self) -> Any:
+        try:
+            return self.idle.pop()
+        except IndexError:
+            return self.compiled.create_infer_request()
