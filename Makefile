@@ -8,21 +8,24 @@ STAMP := $(VENV)/.installed
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[cpu,train,dev]'
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[cpu,huge,train,dev]'
 	touch $@
 
 demo: $(STAMP)
 	$(PY) examples/demo.py
 
+# One test process a core, each of one thread: faster than one process of many threads.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
+
 test: $(STAMP)
-	$(PY) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(STAMP)
-	$(PY) -m pytest
+	$(PYTEST)
 
 # Lint, types and the fast tests: what to run before every commit.
 check: lint
-	$(PY) -m pytest -m "not slow" -x -q --ignore tests/attacks
+	$(PYTEST) -m "not slow" -x -q --ignore tests/attacks
 
 lint: $(STAMP) types
 	$(PY) -m ruff check .
