@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import tifffile
 from PIL import Image
 
 from tests.pictures import noise
-from tilefuse.images import picture_from_array, picture_to_array, png_writer, read_image, write_image
+from tilefuse.images import picture_from_array, picture_to_array, png_writer, read_image, tiff_writer, write_image
 from tilefuse.images.tiff_writer import write_tiff
 
 SIZES = [(1, 1), (1, 17), (2, 3), (63, 17)]
@@ -59,7 +61,7 @@ def test_jpeg_is_close_and_keeps_gray(tmp_path: Path, channels: int) -> None:
 def test_a_picture_of_many_blocks_is_joined_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     array = noise((200, 33, 3), "uint16")
     monkeypatch.setattr(png_writer, "_BLOCK_BYTES", 900)
-    monkeypatch.setattr("tilefuse.images.tiff_writer._STRIP_BYTES", 900)
+    monkeypatch.setattr(tiff_writer, "_STRIP_BYTES", 900)
     monkeypatch.setattr("tilefuse.images.modes._STRIP_PIXELS", 100)
     for name in ("x.png", "x.tif"):
         write_image(tmp_path / name, picture_from_array(array))
@@ -71,18 +73,40 @@ def test_a_picture_of_many_blocks_is_joined_right(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("big", [False, True])
-def test_tifffile_agrees_about_our_tiff(dtype: str, channels: int, big: bool) -> None:
+def test_tiff_tags(monkeypatch: pytest.MonkeyPatch, dtype: str, channels: int, big: bool) -> None:
     stream, array = io.BytesIO(), noise((31, 17, channels), dtype)
     source = picture_from_array(array)
-    write_tiff(stream, source.pixels, source.alpha, dpi=(300, 150.5), icc=b"profile", big=big)
+    if big:
+        monkeypatch.setattr(tiff_writer, "_CLASSIC_BYTES", array.nbytes - 1)
+    write_tiff(stream, source.pixels, source.alpha, dpi=(300, 150.5), icc=b"profile")
     stream.seek(0)
     with tifffile.TiffFile(stream) as file:
-        page = file.pages[0]
+        (page,) = file.pages
         assert isinstance(page, tifffile.TiffPage)
         assert file.is_bigtiff == big
-        if dtype == "float32":
-            np.testing.assert_array_equal(page.asarray().reshape(array.shape), array)
-        assert [page.tags.valueof(tag) for tag in (282, 283, 296)] == [(300, 1), (301, 2), 2]
+        np.testing.assert_array_equal(page.asarray().reshape(array.shape), array)
+        across, down = (page.tags.valueof(tag) for tag in (282, 283))
+        assert (across[0] / across[1], down[0] / down[1], page.tags.valueof(296)) == (300, 150.5, 2)
         assert page.tags.valueof(34675) == b"profile"
         assert [int(kind) for kind in page.extrasamples] == ([2] if channels in (2, 4) else [])
         assert page.dtype == dtype
+        assert (page.compression, page.predictor) == (8, 1 if dtype == "float32" else 2)
+        assert [page.tags.valueof(tag) for tag in (270, 305, 306)] == [None] * 3
+
+
+def test_tiff_does_without_imagecodecs(tmp_path: Path) -> None:
+    script = """
+import sys
+sys.modules["imagecodecs"] = None
+from pathlib import Path
+import numpy as np
+from tests.pictures import noise
+from tilefuse.images import picture_from_array, picture_to_array, read_image, write_image
+for dtype in ("uint8", "uint16", "float32"):
+    for channels in (1, 2, 3, 4):
+        array, path = noise((63, 17, channels), dtype), Path(sys.argv[1], f"{dtype}-{channels}.tif")
+        write_image(path, picture_from_array(array))
+        np.testing.assert_array_equal(picture_to_array(read_image(path), like=array), array)
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=Path(__file__).parents[1])
+    assert len(list(tmp_path.iterdir())) == 12

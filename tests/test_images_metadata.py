@@ -70,7 +70,7 @@ def test_profile_resolution_and_exif_travel(tmp_path: Path, source: str, name: s
     read = read_image(tmp_path / "in")
     assert read.icc == profile()
     assert read.dpi == pytest.approx((300, 150), abs=0.02)
-    assert write_image(tmp_path / name, read, scale=Fraction(3, 2)) == ()
+    notes = write_image(tmp_path / name, read, scale=Fraction(3, 2))
     again = read_image(tmp_path / name)
     assert again.icc == profile()
     assert again.dpi == pytest.approx((450, 225), abs=0.05)
@@ -79,10 +79,28 @@ def test_profile_resolution_and_exif_travel(tmp_path: Path, source: str, name: s
         assert found[271] == "Maker"
         assert found[306] == "2024:05:06 07:08:09"
         shot, place = found.get_ifd(0x8769), found.get_ifd(0x8825)
+    if name == "out.tif":
+        assert notes == ("of the EXIF, TIFF keeps the texts alone (camera, software, time, people)",)
+        assert not shot
+        assert not place
+        return
+    assert notes == ()
     assert float(shot[33434]) == 0.005
     assert shot[36867] == "2024:05:06 07:08:09"
     assert 40962 not in shot
     assert tuple(map(float, place[2])) == (51, 30, 0)
+
+
+def test_texts_of_exif_are_tags_of_a_tiff(tmp_path: Path) -> None:
+    texts = {270: "caf\u00e9", 271: "Maker", 272: "Model", 305: "Software", 306: "2024:05:06 07:08:09", 315: "Artist"}
+    exif = Image.Exif()
+    exif.endian = "<"
+    for tag, text in texts.items():
+        exif[tag] = text.encode("latin-1")
+    assert write_image(tmp_path / "x.tif", Picture(noise((4, 4, 3), "uint16"), exif=exif.tobytes())) == ()
+    with Image.open(tmp_path / "x.tif") as image:
+        found = image.getexif()
+        assert {tag: found[tag] for tag in texts} == texts
 
 
 def test_damaged_exif_costs_a_note_not_the_picture(tmp_path: Path) -> None:

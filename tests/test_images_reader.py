@@ -61,11 +61,17 @@ def test_planes_and_floats_that_pillow_cannot_read(tmp_path: Path, dtype: str) -
     np.testing.assert_array_equal(read, array.astype(read.dtype))
 
 
-def test_layouts_that_need_tifffile_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tifffile.imwrite(tmp_path / "x.tif", noise((4, 5, 3), "float32"), photometric="rgb")
-    monkeypatch.setitem(sys.modules, "tifffile", None)
-    with pytest.raises(ImageError, match=r"install tifffile with: pip install \"tilefuse\[huge\]\""):
-        read_image(tmp_path / "x.tif")
+@pytest.mark.parametrize(("compression", "predictor"), [("lzw", 1), ("zstd", 1), ("lzma", 1), ("zlib", 3)])
+def test_compressions_that_need_imagecodecs_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str, predictor: int
+) -> None:
+    pytest.importorskip("imagecodecs")
+    array, path = noise((4, 5, 3), "float32"), tmp_path / "x.tif"
+    tifffile.imwrite(path, array, photometric="rgb", compression=compression, predictor=predictor)
+    np.testing.assert_array_equal(read_image(path).pixels, array)
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(ImageError, match=rf"predictor {predictor}, .* install it with: pip install imagecodecs"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("interlaced", [False, True])

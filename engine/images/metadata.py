@@ -77,6 +77,18 @@ def exif_with_resolution(exif: bytes | None, dpi: tuple[float, float]) -> bytes:
     return block.tobytes()
 
 
+def exif_texts(exif: bytes) -> tuple[dict[int, bytes], bool]:
+    """Return the texts of `exif`'s first directory (camera, software, time, people) by tag, and whether that is all.
+
+    They are what a TIFF file can hold as tags of its own; each ends in a zero byte.
+    """
+    block = Image.Exif()
+    block.load(exif)
+    # Pillow reads the bytes of a text as Latin-1, so this gives them back as they were.
+    texts = {tag: f"{value}\0".encode("latin-1", "replace") for tag, value in block.items() if isinstance(value, str)}
+    return texts, len(texts) == len(block)
+
+
 def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation 1..8 still to be applied to a loaded Pillow image; 1 when absent or invalid."""
     try:

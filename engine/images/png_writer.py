@@ -1,4 +1,6 @@
-"""PNG of 8 and 16 bits, compressed by several threads. Pillow writes no 16-bit colour and uses one thread.
+"""PNG of 8 and 16 bits, compressed by several threads, or encoding would take longer than upscaling.
+
+Written here because no library among the dependencies does it: Pillow writes no 16-bit colour and uses one thread.
 
 Format: W3C Portable Network Graphics (Third Edition); independently deflated blocks joined as in RFC 1951, section 3.2.
 """

@@ -1,20 +1,25 @@
-"""TIFF layouts Pillow has no mode for (float colour, 16-bit planes, 16-bit gray+alpha), read by optional tifffile."""
+"""TIFF layouts Pillow has no mode for (float colour, 16-bit planes, 16-bit gray+alpha), read by tifffile."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import IO, Any
 
 import numpy as np
+import tifffile
 
 from tilefuse.errors import ImageError
 from tilefuse.images.modes import straight
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_DEFLATE = (8, 32946)
+_DEFLATE = (8, 32946, 50013)
+# What tifffile decodes by itself, and no further than a strip's size: none, Deflate, PackBits; horizontal differencing.
+_COMPRESSIONS = (1, *_DEFLATE, 32773)
+_PREDICTORS = (1, 2)
 _DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
 
 
@@ -33,16 +38,9 @@ class TiffPage:
 def read_tiff(stream: IO[bytes], check_size: Callable[[tuple[int, int]], None]) -> TiffPage:
     """Decode the one full-resolution page of a TIFF file with tifffile.
 
-    `check_size` is called with (width, height) before anything is decoded. Raises ImageError when tifffile is not
-    installed, for several pages, and for layouts that are neither gray nor RGB.
+    `check_size` is called with (width, height) before anything is decoded. Raises ImageError for several pages,
+    for layouts that are neither gray nor RGB, and for compressions that need imagecodecs where it is not installed.
     """
-    try:
-        import tifffile
-    except ImportError as error:
-        raise ImageError(
-            "it is a TIFF layout that Pillow can't read without loss (float or 16-bit with several channels or "
-            'planes); install tifffile with: pip install "tilefuse[huge]"'
-        ) from error
     stream.seek(0)
     with tifffile.TiffFile(stream, name="image.tif") as file:
         # Bits 0 and 2 of NewSubfileType mark reduced-resolution copies and masks.
@@ -52,6 +50,7 @@ def read_tiff(stream: IO[bytes], check_size: Callable[[tuple[int, int]], None]) 
         page = pages[0]
         check_size((page.imagewidth, page.imagelength))
         _check_layout(page)
+        _check_codec(page)
         if page.compression in _DEFLATE:
             _check_segments(file, page)
         values = page.asarray(maxworkers=1)
@@ -80,6 +79,17 @@ def _check_layout(page: Any) -> None:
         )
     if dtype not in _DTYPES or page.bitspersample not in (8, 16, 32, 64):
         raise ImageError(f"it holds {page.bitspersample}-bit {dtype}; expected {', '.join(_DTYPES)}")
+
+
+def _check_codec(page: Any) -> None:
+    if page.compression not in _COMPRESSIONS or page.predictor not in _PREDICTORS:
+        if find_spec("imagecodecs") is not None:
+            return
+        name = getattr(page.compression, "name", page.compression)
+        raise ImageError(
+            f"it is compressed by {name} with predictor {int(page.predictor)}, which tifffile decodes with imagecodecs "
+            "alone; install it with: pip install imagecodecs"
+        )
 
 
 def _check_segments(file: Any, page: Any) -> None:

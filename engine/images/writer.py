@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from tilefuse.images.metadata import exif_with_resolution
+from tilefuse.images.metadata import exif_texts, exif_with_resolution
 from tilefuse.images.outputs import check_output, output_format, replacing
 from tilefuse.images.picture import Picture
 from tilefuse.images.png_writer import write_png
@@ -29,9 +29,12 @@ def write_image(
 ) -> tuple[str, ...]:
     """Write a picture as PNG, JPEG, WebP or TIFF and return notes on what the format could not keep.
 
-    TIFF keeps everything, PNG everything but float (rounded to 16 bits); JPEG (quality 95, 4:4:4) and WebP (lossless)
-    are 8-bit, and JPEG shows transparent pictures on white. `scale` is output over input size: the resolution is
-    multiplied by it, so that the printed size stays. Raises UsageError as `check_output` does.
+    TIFF keeps everything but EXIF's exposure and place, PNG everything but float (rounded to 16 bits); JPEG (quality
+    95, 4:4:4) and WebP (lossless) are 8-bit, and JPEG shows transparent pictures on white. `scale` is output over
+    input size: the resolution is multiplied by it, so that the printed size stays.
+
+    Raises:
+        UsageError: as `check_output` does.
     """
     check_output(path, overwrite=overwrite, size=(picture.width, picture.height))
     kind = output_format(path)
@@ -62,6 +65,8 @@ def _fitted(picture: Picture, kind: str) -> tuple[Picture, tuple[str, ...]]:
     if kind == "JPEG" and picture.exif is not None and len(picture.exif) > _JPEG_EXIF_BYTES:
         notes.append(f"EXIF of {len(picture.exif)} bytes left out: JPEG holds {_JPEG_EXIF_BYTES}")
         picture = replace(picture, exif=None)
+    if kind == "TIFF" and picture.exif is not None and not exif_texts(picture.exif)[1]:
+        notes.append("of the EXIF, TIFF keeps the texts alone (camera, software, time, people)")
     return picture, tuple(notes)
 
 
