@@ -28,10 +28,14 @@ def picture_jobs(picture: Picture, channels: tuple[int, int], output: tuple[int,
     hides is first replaced by its visible neighbours', or it would fringe the edges. Constant alpha stays behind.
 
     Raises:
-        ImageError: the network takes neither one nor three channels.
+        ImageError: the network takes or gives neither one nor three channels, or colours gray pictures and is given a
+            colour one.
     """
-    if channels[0] not in (1, 3):
-        raise ImageError(f"the network takes images of {channels[0]} channels; pictures have 1 or 3")
+    if not {*channels} <= {1, 3}:
+        taken, given = channels
+        raise ImageError(f"the network takes images of {taken} channels and gives {given}; pictures have 1 or 3")
+    if channels == (1, 3) and not picture.is_gray:
+        raise ImageError("the network makes colour out of gray; convert the picture to gray first")
     pixels = picture.pixels if picture.alpha is None else bleed(picture.pixels, picture.alpha)
     depth = pixels.shape[2]
     stack = pixels.transpose(2, 0, 1)[..., None] if channels[0] == 1 else pixels[None]

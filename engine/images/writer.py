@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from fractions import Fraction
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -24,22 +23,17 @@ _JPEG_DPI = 65535
 _STRIP_PIXELS = 1 << 22
 
 
-def write_image(
-    path: str | os.PathLike[str], picture: Picture, *, scale: Fraction | int = 1, overwrite: bool = False
-) -> tuple[str, ...]:
+def write_image(path: str | os.PathLike[str], picture: Picture, *, overwrite: bool = False) -> tuple[str, ...]:
     """Write a picture as PNG, JPEG, WebP or TIFF and return notes on what the format could not keep.
 
     TIFF keeps everything but EXIF's exposure and place, PNG everything but float (rounded to 16 bits); JPEG (quality
-    95, 4:4:4) and WebP (lossless) are 8-bit, and JPEG shows transparent pictures on white. `scale` is output over
-    input size: the resolution is multiplied by it, so that the printed size stays.
+    95, 4:4:4) and WebP (lossless) are 8-bit, and JPEG shows transparent pictures on white.
 
     Raises:
         UsageError: as `check_output` does.
     """
     check_output(path, overwrite=overwrite, size=(picture.width, picture.height))
     kind = output_format(path)
-    if picture.dpi is not None:
-        picture = replace(picture, dpi=(picture.dpi[0] * float(scale), picture.dpi[1] * float(scale)))
     picture, notes = _fitted(picture, kind)
     with replacing(path, overwrite=overwrite) as stream:
         _ENCODERS[kind](stream, picture)
