@@ -1,9 +1,10 @@
 """The backends by name, in order of preference.
 
-The order is stated, not measured. On two AVX-512 cores SRVGGNetCompact 64x16 at 128x128 took 44 ms in ncnn (Winograd),
-91 in OpenVINO, 96 in torch and 122 in ONNX Runtime; ESPCN at 256x256 took 16 ms in all three engines and 38 in torch,
-which also slows down most when cores are shared. Inductor matches OpenVINO, but compiles for many seconds: it comes
-last.
+The order is stated, not measured, for a quiet machine. On two AVX-512 cores SRVGGNetCompact 64x16 at 128x128 took 44
+ms in ncnn (Winograd), 91 in OpenVINO, 96 in torch and 122 in ONNX Runtime; ESPCN at 256x256 took 16 ms in all three
+engines and 38 in torch. Where other programs share the cores, OpenVINO and ONNX Runtime lose least: the threads of
+ncnn and torch wait for each other after every layer. Inductor matches OpenVINO, but compiles for many seconds: it
+comes last.
 """
 
 from __future__ import annotations
