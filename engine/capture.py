@@ -113,16 +113,18 @@ def _export(module: nn.Module, example: Tensors) -> ExportedProgram:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep torch.export from printing what its error says too: warnings, a log record, the program on stderr."""
-    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = log.level
+    """Keep torch.export from printing what its error says too: warnings, log records, the program on stderr."""
+    names = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+    levels = {log: log.level for log in map(logging.getLogger, names)}
     with warnings.catch_warnings(), redirect_stderr(StringIO()):
         warnings.simplefilter("ignore")
-        log.setLevel(logging.ERROR)
+        for log in levels:
+            log.setLevel(logging.CRITICAL + 1)
         try:
             yield
         finally:
-            log.setLevel(level)
+            for log, level in levels.items():
+                log.setLevel(level)
 
 
 def _other_sizes(example: Tensors) -> Iterator[tuple[Tensors, Tensors]]:

@@ -19,7 +19,7 @@ class Model:
     `graph` is None when an op lies outside the vocabulary; `uncaptured` then says which, and only backends that run the
     original form can serve, untiled: `module`, or `onnx`, a serialised ONNX model with its weights inside. `footprint`
     is None for a network that maps no image to an image; `no_footprint` then says why. `image_channels` are those of
-    its input and of its output.
+    its input and of its output; `value_range` is what black and white are to it.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Model:
     footprint: Footprint | None = None
     no_footprint: str = ""
     image_channels: tuple[int, int] = (0, 0)
+    value_range: tuple[float, float] = (0.0, 1.0)
     details: Mapping[str, str] = field(default_factory=dict)
 
     def geometry(self) -> Footprint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -35,7 +35,7 @@ def load_model(source: str | os.PathLike[str] | nn.Module) -> Model:
         ModelError: nothing of that name, a damaged or unsafe file, or an architecture nobody recognises.
     """
     if isinstance(source, nn.Module):
-        return _from_module(source, type(source).__name__, {})
+        return _from_module(source, type(source).__name__, {}, [])
     path = Path(source)
     if path.suffix.lower() == ".onnx":
         return _from_onnx(path)
@@ -43,18 +43,20 @@ def load_model(source: str | os.PathLike[str] | nn.Module) -> Model:
     module, descriptor = load_bundled(str(source)) if is_name else load_module(path)
     details = {"architecture": descriptor.architecture}
     details |= {key: str(value) for key, value in descriptor.hyperparameters.items()}
-    return _from_module(module, str(source) if is_name else path.name, details)
+    examples = [torch.rand(1, *shape) for shape in descriptor.inputs.values()]
+    model = _from_module(module, str(source) if is_name else path.name, details, examples)
+    return replace(model, value_range=descriptor.value_range)
 
 
-def _from_module(module: nn.Module, name: str, details: Mapping[str, str]) -> Model:
+def _from_module(module: nn.Module, name: str, details: Mapping[str, str], examples: Sequence[Tensor]) -> Model:
     sha256 = _module_sha256(module)
     with inference_mode_of(module), torch.no_grad():
-        example = _example(module)
+        inputs = examples or [_example(module)]
         try:
-            graph = fold_batch_norm(from_module(module, example))
+            graph = fold_batch_norm(from_module(module, *inputs))
         except ModelError as error:
             # The module itself is the truth: what the vocabulary can't say still runs, as a whole.
-            untiled, channels, why = _untiled(example, module(example), str(error))
+            untiled, channels, why = _untiled(inputs[0], module(*inputs), str(error))
             return Model(name, sha256, None, str(error), module, None, untiled, why, channels, details)
     return _captured(Model(name, sha256, graph, module=module, details=details), graph)
 

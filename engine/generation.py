@@ -1,0 +1,74 @@
+"""Draw images from latent vectors: GAN generators and VAE decoders, conditional ones by label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tilefuse.backends.base import Session
+from tilefuse.errors import DeviceError, ModelError, UsageError
+from tilefuse.model import Model
+
+# Drawn at once; one session serves every full batch.
+BATCH = 16
+
+
+def generate(
+    model: Model, session: Callable[[int], Session], count: int, *, seed: int, label: int | None
+) -> NDArray[np.uint8]:
+    """Draw `count` images from standard normal latents, the same for the same seed.
+
+    `session` gives a compiled session for a number of images. Without `label`, a conditional model draws its classes
+    in turn. Returns uint8 [count, H, W, C].
+
+    Raises:
+        ModelError: the network takes no latent.
+        UsageError: the count is not positive, or there is no such label.
+    """
+    if count < 1:
+        raise UsageError(f"the number of images is {count}; draw at least 1")
+    inputs = _inputs(model, count, seed, label)
+    low, high = model.value_range
+    drawn = []
+    for start in range(0, count, BATCH):
+        part = [tensor[start : start + BATCH] for tensor in inputs]
+        result = session(part[0].shape[0]).run(*part)[0]
+        if not torch.isfinite(result).all():
+            raise DeviceError(f"{model.name} drew values that are not finite from images {start} on")
+        pixels = ((result - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
+        drawn.append(pixels.permute(0, 2, 3, 1).numpy())
+    return np.concatenate(drawn)
+
+
+def contact_sheet(images: NDArray[np.uint8], gap_px: int = 2) -> NDArray[np.uint8]:
+    """Lay images [N, H, W, C] out as a near-square grid [H', W', C] on white."""
+    count, height, width, channels = images.shape
+    columns = int(np.ceil(np.sqrt(count)))
+    rows = -(-count // columns)
+    shape = (rows * (height + gap_px) + gap_px, columns * (width + gap_px) + gap_px, channels)
+    sheet = np.full(shape, 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = (k * (edge + gap_px) + gap_px for k, edge in zip(divmod(i, columns), (height, width), strict=True))
+        sheet[y : y + height, x : x + width] = image
+    return sheet
+
+
+def _inputs(model: Model, count: int, seed: int, label: int | None) -> list[Tensor]:
+    graph = model.graph
+    if graph is None or graph.inputs[0].name != "latent":
+        raise ModelError(f"{model.name} takes no latent vector: it can't draw images. Run it on an image instead")
+    generator = torch.Generator().manual_seed(seed)
+    latent = torch.randn([count, *(size or 1 for size in graph.inputs[0].shape[1:])], generator=generator)
+    if len(graph.inputs) == 1:
+        if label is not None:
+            raise UsageError(f"{model.name} knows no labels; leave the label out")
+        return [latent]
+    classes = graph.inputs[1].shape[1] or 1
+    if label is not None and not 0 <= label < classes:
+        raise UsageError(f"label {label} is none of {model.name}'s; give one of 0 to {classes - 1}")
+    chosen = torch.arange(count) % classes if label is None else torch.full((count,), label)
+    return [latent, torch.nn.functional.one_hot(chosen, classes).float()]
