@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,27 @@ def test_texts_of_exif_are_tags_of_a_tiff(tmp_path: Path) -> None:
     with Image.open(tmp_path / "x.tif") as image:
         found = image.getexif()
         assert {tag: found[tag] for tag in texts} == texts
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_a_description_of_the_array_s_shape_does_not_travel(tmp_path: Path, dtype: str) -> None:
+    array = noise((6, 5, 3), dtype)
+    tifffile.imwrite(tmp_path / "in.tif", array, photometric="rgb", software="Scanner")
+    read = read_image(tmp_path / "in.tif")
+    larger = replace(read, pixels=read.pixels.repeat(2, axis=0))
+    write_image(tmp_path / "out.tif", larger)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), larger.pixels)
+    with tifffile.TiffFile(tmp_path / "out.tif") as file:
+        tags = {tag.code: tag.value for tag in file.pages.first.tags}
+    assert tags[305] == "Scanner"
+    assert 270 not in tags
+
+
+def test_an_orientation_that_is_none_is_left_alone(tmp_path: Path) -> None:
+    for dtype in ("uint8", "float32"):
+        array = noise((6, 5, 3), dtype)
+        tifffile.imwrite(tmp_path / "x.tif", array, photometric="rgb", extratags=[(274, 3, 1, 99, True)])
+        np.testing.assert_array_equal(read_image(tmp_path / "x.tif").pixels, array)
 
 
 def test_damaged_exif_costs_a_note_not_the_picture(tmp_path: Path) -> None:

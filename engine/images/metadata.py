@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,12 @@ def resolution_dpi(image: Image.Image) -> tuple[float, float] | None:
             x, y = (per_inch * float(exif[tag]) for tag in (282, 283))
     except _EXIF_ERRORS:
         return None
-    # 1 dpi is what TIFF readers and writers put where nothing is known.
-    if not all(math.isfinite(value) and 1 < value < 1e6 for value in (x, y)):
-        return None
-    return x, y
+    return believable_dpi(x, y)
+
+
+def believable_dpi(x: float, y: float) -> tuple[float, float] | None:
+    """Return (x, y), or None for values that mean nothing: 1 dpi is what TIFF writers put where nothing is known."""
+    return (x, y) if all(math.isfinite(value) and 1 < value < 1e6 for value in (x, y)) else None
 
 
 def exif_bytes(image: Image.Image, *, keep_orientation: bool = False) -> tuple[bytes | None, str | None]:
@@ -56,7 +59,7 @@ def exif_bytes(image: Image.Image, *, keep_orientation: bool = False) -> tuple[b
         kept.endian = "<"
         tags = (*_DESCRIPTIVE, ORIENTATION) if keep_orientation else _DESCRIPTIVE
         for tag in tags:
-            if tag in source:
+            if tag in source and not _of_the_file(source[tag]):
                 kept[tag] = source[tag]
         for ifd in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
             entries = {tag: value for tag, value in source.get_ifd(ifd).items() if tag not in _STALE}
@@ -65,6 +68,22 @@ def exif_bytes(image: Image.Image, *, keep_orientation: bool = False) -> tuple[b
         return (kept.tobytes(), None) if len(kept) else (None, None)
     except _EXIF_ERRORS:
         return None, "damaged EXIF left out"
+
+
+def exif_of_texts(tags: Mapping[int, object]) -> bytes | None:
+    """Return an EXIF block of those of a TIFF directory's texts that describe the picture, or None without any."""
+    kept = Image.Exif()
+    kept.endian = "<"
+    for tag in _DESCRIPTIVE:
+        value = tags.get(tag)
+        if isinstance(value, str) and value and not _of_the_file(value):
+            kept[tag] = value.encode("utf-8", "replace")
+    return kept.tobytes() if len(kept) else None
+
+
+def _of_the_file(value: object) -> bool:
+    """Tell a description in which scientific programs keep the array's shape; it would be wrong for any other size."""
+    return isinstance(value, str) and value.lstrip().startswith(('{"shape"', "ImageJ=", "<?xml", "<OME", "shape=("))
 
 
 def exif_with_resolution(exif: bytes | None, dpi: tuple[float, float]) -> bytes:
@@ -95,6 +114,11 @@ def orientation_of(image: Image.Image) -> int:
         value = image.getexif().get(ORIENTATION, 1)
     except _EXIF_ERRORS:
         return 1
+    return valid_orientation(value)
+
+
+def valid_orientation(value: object) -> int:
+    """Return an EXIF orientation, 1 for anything that is none."""
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 

@@ -59,9 +59,20 @@ def decode_mode(image: Image.Image) -> Decoded:
     )
 
 
+def full_scale(dtype: np.dtype[Any]) -> int:
+    """Return the value of white in `dtype`: 255, 65535, or 1 for float."""
+    return int(np.iinfo(dtype).max) if dtype.kind == "u" else 1
+
+
+def inverted(pixels: Array) -> Array:
+    """Return the positive of pixels whose zero is white, in the same dtype."""
+    positive: Array = pixels.dtype.type(full_scale(pixels.dtype)) - pixels
+    return positive
+
+
 def straight(pixels: Array, alpha: Array) -> Array:
     """Divide premultiplied colour [H, W, C] by its alpha [H, W]; transparent pixels have no colour and stay 0."""
-    top = float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind == "u" else 1.0
+    top = float(full_scale(pixels.dtype))
     scale = np.divide(top, alpha, out=np.zeros(alpha.shape, np.float32), where=alpha > 0, dtype=np.float32)
     colour = pixels * scale[..., None]
     return colour if pixels.dtype.kind == "f" else np.rint(np.minimum(colour, top)).astype(pixels.dtype)
@@ -74,7 +85,7 @@ def keyed_alpha(image: Image.Image, pixels: Array) -> Array | None:
         return None
     if image.mode == "1":
         key = 255 if key else 0
-    alpha = np.full(pixels.shape[:2], np.iinfo(pixels.dtype).max, pixels.dtype)
+    alpha = np.full(pixels.shape[:2], full_scale(pixels.dtype), pixels.dtype)
     alpha[(pixels == np.array(key)).all(axis=2)] = 0
     return alpha
 

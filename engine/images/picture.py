@@ -10,7 +10,7 @@ from PIL import Image
 
 from tilefuse.errors import ImageError
 from tilefuse.images.metadata import exif_bytes, resolution_dpi
-from tilefuse.images.modes import decode_mode
+from tilefuse.images.modes import decode_mode, full_scale
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -73,11 +73,6 @@ class Picture:
     def full_scale(self) -> int:
         """Return the value of white and of full opacity: 255, 65535, or 1 for float."""
         return full_scale(self.pixels.dtype)
-
-
-def full_scale(dtype: np.dtype[Any]) -> int:
-    """Return the value of white in `dtype`: 255, 65535, or 1 for float."""
-    return int(np.iinfo(dtype).max) if dtype.kind == "u" else 1
 
 
 def picture_from_array(array: Array) -> Picture:

@@ -23,9 +23,9 @@ from PIL import (
 from tilefuse.errors import CapacityError, ImageError
 from tilefuse.images.deep_color import Opener, is_deep, is_deep_planar, planar, raw_mode, read_deep
 from tilefuse.images.metadata import exif_bytes, orientation_of, resolution_dpi, upright
-from tilefuse.images.modes import Decoded, decode_mode
+from tilefuse.images.modes import Decoded, decode_mode, inverted
 from tilefuse.images.outputs import shown
-from tilefuse.images.picture import Picture, full_scale
+from tilefuse.images.picture import Picture
 from tilefuse.images.pillow_limit import allowing
 from tilefuse.images.png_checks import check_all_rows
 from tilefuse.images.tiff_reader import read_tiff
@@ -193,7 +193,7 @@ def _picture(
     tags = getattr(image, "tag_v2", {})
     pixels, alpha = decoded.pixels, decoded.alpha
     if tags.get(262) == 0 and mode in ("I;16", "I;16B", "F"):
-        pixels = (pixels.dtype.type(full_scale(pixels.dtype)) - pixels).astype(pixels.dtype)
+        pixels = inverted(pixels)
     # Pillow turns TIFF upright while loading and then forgets the orientation; other formats it leaves as stored.
     orientation = orientation_of(image)
     dpi = resolution_dpi(image)
@@ -220,6 +220,7 @@ def _read_with_tifffile(stream: IO[bytes], check_size: Callable[[tuple[int, int]
         None if page.alpha is None else upright(page.alpha, page.orientation),
         icc=page.icc,
         dpi=dpi,
+        exif=page.exif,
         notes=note,
         mode=f"TIFF {page.pixels.dtype}",
     )

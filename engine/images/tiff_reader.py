@@ -12,7 +12,8 @@ import numpy as np
 import tifffile
 
 from tilefuse.errors import ImageError
-from tilefuse.images.modes import straight
+from tilefuse.images.metadata import ORIENTATION, believable_dpi, exif_of_texts, valid_orientation
+from tilefuse.images.modes import inverted, straight
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -32,6 +33,7 @@ class TiffPage:
     icc: bytes | None
     dpi: tuple[float, float] | None
     orientation: int
+    exif: bytes | None
     skipped: int
 
 
@@ -64,7 +66,8 @@ def read_tiff(stream: IO[bytes], check_size: Callable[[tuple[int, int]], None]) 
             alpha,
             icc if isinstance(icc, bytes) else None,
             _dpi(page),
-            int(page.tags.valueof(274) or 1),
+            valid_orientation(page.tags.valueof(ORIENTATION)),
+            exif_of_texts({tag.code: tag.value for tag in page.tags}),
             skipped=len(file.pages) - 1,
         )
 
@@ -116,7 +119,7 @@ def _separated(values: Array, page: Any) -> tuple[Array, Array | None]:
     dtype = np.float32 if values.dtype.kind == "f" else values.dtype.newbyteorder("=")
     pixels = np.ascontiguousarray(values[..., :colours], dtype)
     if page.photometric == 0:
-        pixels = (np.iinfo(dtype).max if pixels.dtype.kind == "u" else np.float32(1)) - pixels
+        pixels = inverted(pixels)
     kinds = [int(kind) for kind in page.extrasamples]
     found = next((index for index, kind in enumerate(kinds) if kind in (1, 2)), None)
     if found is None:
@@ -131,4 +134,4 @@ def _dpi(page: Any) -> tuple[float, float] | None:
     if not per_inch or not all(isinstance(ratio, tuple) and len(ratio) == 2 and ratio[1] for ratio in ratios):
         return None
     x, y = (per_inch * ratio[0] / ratio[1] for ratio in ratios)
-    return (x, y) if min(x, y) > 1 else None
+    return believable_dpi(x, y)

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tilefuse.images.metadata import exif_texts, exif_with_resolution
+from tilefuse.images.modes import full_scale
 from tilefuse.images.outputs import check_output, output_format, replacing
 from tilefuse.images.picture import Picture
 from tilefuse.images.png_writer import write_png
@@ -66,7 +67,7 @@ def _fitted(picture: Picture, kind: str) -> tuple[Picture, tuple[str, ...]]:
 
 def _on_white(pixels: Array, alpha: Array) -> Array:
     """Composite straight colour [H, W, C] on white, in the picture's own dtype."""
-    white = 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
+    white = float(full_scale(pixels.dtype))
     result = np.empty_like(pixels)
     for rows in _strips(pixels):
         share = alpha[rows, :, None].astype(np.float32) / white
@@ -77,10 +78,9 @@ def _on_white(pixels: Array, alpha: Array) -> Array:
 
 def _rounded(values: Array, target: type[np.unsignedinteger[Any]]) -> Array:
     """Return `values` in a narrower integer type, clipped and rounded to the nearest level."""
-    full = 1 if values.dtype.kind == "f" else int(np.iinfo(values.dtype).max)
     result = np.empty(values.shape, target)
     for rows in _strips(values):
-        share = np.clip(values[rows] / np.float32(full), 0, 1)
+        share = np.clip(values[rows] / np.float32(full_scale(values.dtype)), 0, 1)
         result[rows] = np.rint(share * np.iinfo(target).max)
     return result
 
