@@ -20,6 +20,7 @@ from tilefuse.errors import ImageError
 from tilefuse.execute import Execution, Progress, execute
 from tilefuse.footprint import Footprint
 from tilefuse.images import (
+    MAX_PIXELS,
     Picture,
     check_output,
     picture_from_array,
@@ -29,23 +30,32 @@ from tilefuse.images import (
     read_image,
     write_image,
 )
+from tilefuse.interruptible import run_interruptibly
 from tilefuse.jobs import Job, assemble, picture_jobs
 from tilefuse.machine import available_memory, cpu_threads
 from tilefuse.memory import ArrayReader, ArrayWriter
 from tilefuse.model import Model
 from tilefuse.options import Options
-from tilefuse.planner import Plan, Serving, input_shapes, plan
+from tilefuse.planner import Plan, Request, Serving, input_shapes, plan
 from tilefuse.serving import choose
 from tilefuse.sessions import SessionCache
 from tilefuse.source import load_model
+from tilefuse.storage import is_raster_name, probe
+from tilefuse.streaming_run import Network, StreamJob, checked_compression, run_streamed
 from tilefuse.tiling import Grid
 
 Kind = TypeVar("Kind", np.ndarray[Any, Any], Image.Image, Tensor)
 
+# A picture job holds the decoded image, its result, and for a while the encoder's or decoder's copy of either.
+HELD_COPIES = 2.5
+
 
 @dataclass(frozen=True)
 class Report:
-    """What `run_file` did: `approximate` is true when the halo was less than the network's."""
+    """What `run_file` did: `approximate` is true when the halo was less than the network's.
+
+    `windows` were run by it; `resumed` had been done by a run before.
+    """
 
     input: Path
     output: Path
@@ -56,6 +66,7 @@ class Report:
     seconds: float
     approximate: bool
     notes: tuple[str, ...]
+    resumed: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,16 +137,29 @@ class Engine:
         progress: Progress | None = None,
         on_plan: Callable[[Plan], None] | None = None,
         read: Callable[[str | os.PathLike[str]], Picture] = read_image,
+        resume: bool = False,
+        per_band: bool = False,
+        value_range: tuple[float, float] | None = None,
+        compression: str = "deflate",
     ) -> Report:
         """Run an image file into another; the output appears under its name only when it is complete.
 
         `on_plan` is called before the work, `progress(done, total)` after each window; `read` decodes the input.
+        An image whose decoded form does not fit the budget is streamed, and so are rasters (.npy, .zarr, Deep Zoom):
+        its finished windows are journaled beside the output, and `resume` goes on where such a run was stopped.
+        `per_band` runs each band as a gray image; `value_range` are the samples that the network sees as 0 and 1;
+        `compression` of a streamed TIFF is deflate, zstd or none. Each of the first three streams the job.
 
         Raises:
             ImageError: the input can't be read.
             UsageError: the output exists (and not `overwrite`), can't be written, or its format can't hold the result.
-            CapacityError: the job does not fit the memory budget.
+            CapacityError: the job does not fit the memory budget, or the disk.
         """
+        job = StreamJob(
+            Path(source), Path(output), overwrite, resume, per_band, value_range, checked_compression(compression)
+        )
+        if resume or per_band or value_range is not None or self._streams(job):
+            return self._run_streamed(job, progress, on_plan)
         started = time.perf_counter()
         path = check_output(output, overwrite=overwrite)
         picture = read(source)
@@ -157,6 +181,47 @@ class Engine:
             seconds=time.perf_counter() - started,
             approximate=not made.exact,
             notes=notes,
+        )
+
+    def _streams(self, job: StreamJob) -> bool:
+        """Tell whether a file is a raster, or too large to be held as a picture beside its result."""
+        if is_raster_name(job.source) or is_raster_name(job.output):
+            return True
+        found = probe(job.source)
+        if found is None or (self.footprint.global_ops and self.options.request.halo_px is None):
+            return False
+        height, width, pixel_bytes = found
+        out_h, out_w = self.footprint.output_size(height, width)
+        held = HELD_COPIES * (height * width + out_h * out_w) * pixel_bytes
+        return held > self._request().memory or height * width > MAX_PIXELS
+
+    def _run_streamed(
+        self, job: StreamJob, progress: Progress | None, on_plan: Callable[[Plan], None] | None
+    ) -> Report:
+        started = time.perf_counter()
+        precision = self.serving.precision
+        network = Network(
+            self.model,
+            self.serving,
+            lambda window: self._sessions.get(SessionKey(1, window, precision)),
+            None if precision == "fp32" else lambda window: self._sessions.get(SessionKey(1, window, "fp32")),
+        )
+        done = run_interruptibly(
+            lambda cancelled: run_streamed(
+                job, network, self._request(), cancelled=cancelled, progress=progress, on_plan=on_plan
+            )
+        )
+        return Report(
+            input=job.source,
+            output=job.output,
+            plan=done.plan,
+            windows=done.execution.windows,
+            rerun_fp32=done.execution.rerun_fp32,
+            compute_seconds=done.execution.compute_seconds,
+            seconds=time.perf_counter() - started,
+            approximate=not done.plan.exact,
+            notes=done.notes,
+            resumed=done.resumed,
         )
 
     def run_picture(
@@ -202,10 +267,11 @@ class Engine:
         out_h, out_w = self.footprint.output_size(height, width)
         image_bytes = (height * width + out_h * out_w) * depth * dtype.itemsize
         images = 3 if self.model.image_channels[0] == 1 and depth >= 3 else 1
+        return plan(self.model, (images, height, width), image_bytes, self._request(), self.serving)
+
+    def _request(self) -> Request:
         request = self.options.request
-        if not request.memory:
-            request = replace(request, memory=available_memory() // 2)
-        return plan(self.model, (images, height, width), image_bytes, request, self.serving)
+        return request if request.memory else replace(request, memory=available_memory() // 2)
 
     def _run(self, job: Job, grid: Grid, progress: Progress | None) -> Execution:
         images = job.source.shape[0]

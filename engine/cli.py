@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 
 from tilefuse import __version__
 from tilefuse.errors import TilefuseError
+from tilefuse.interruptible import still_working
 
 INTERRUPTED, TERMINATED, OUT_OF_MEMORY = 130, 143, 5
 
@@ -33,6 +35,11 @@ def cli() -> None:
 @click.option("--halo", default="exact", show_default=True, help="exact, or input pixels (approximate).")
 @click.option("--memory", default=None, metavar="SIZE", help="Memory budget, for instance 768MiB or 2GiB.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+@click.option("--resume", is_flag=True, help="Go on where a run was stopped; finished outputs are kept.")
+@click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Images at once.")
+@click.option("--range", "value_range", default=None, metavar="LO:HI", help="Samples that mean black and white.")
+@click.option("--per-band", is_flag=True, help="Run each band as a gray image, however many there are.")
+@click.option("--compression", default="deflate", show_default=True, help="deflate, zstd or none: streamed TIFF.")
 @click.option("--explain", is_flag=True, help="Print the plan of each image and why.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON event a line.")
 @click.option("--no-progress", is_flag=True, help="Show no progress bar.")
@@ -47,12 +54,17 @@ def run(
     halo: str,
     memory: str | None,
     overwrite: bool,
+    resume: bool,
+    jobs: int,
+    value_range: str | None,
+    per_band: bool,
+    compression: str,
     explain: bool,
     as_json: bool,
     no_progress: bool,
 ) -> None:
     """Run images through a model. IN is a file, a folder or a glob; several go into the folder OUT."""
-    from tilefuse.commands.run import RunOptions, run_files
+    from tilefuse.commands.run import RunOptions, parse_range, run_files
 
     options = RunOptions(
         model=model,
@@ -65,6 +77,11 @@ def run(
             "memory": memory,
         },
         overwrite=overwrite,
+        resume=resume,
+        jobs=jobs,
+        value_range=parse_range(value_range),
+        per_band=per_band,
+        compression=compression,
         explain=explain,
         as_json=as_json,
         show_progress=not no_progress and not as_json and sys.stderr.isatty(),
@@ -133,6 +150,18 @@ def main() -> None:
     """Run the command line; a named error becomes one line on standard error and its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        _run_cli()
+    except SystemExit as stop:
+        if still_working():
+            # A library's call goes on in a thread: leaving in the ordinary way would wait for it, or crash in it.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(stop.code if isinstance(stop.code, int) else 1)
+        raise
+
+
+def _run_cli() -> None:
+    try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
@@ -144,7 +173,7 @@ def main() -> None:
     except MemoryError:
         _fail("memory ran out; give --memory a budget, or a smaller --tile", OUT_OF_MEMORY)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; no unfinished output is left", INTERRUPTED)
+        _fail("interrupted; no unfinished output is left under its name", INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output went away; nothing is left to say to it.
         sys.stderr.close()

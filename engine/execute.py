@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,8 +51,9 @@ def execute(
     *,
     exact_session: Callable[[], Session] | None = None,
     progress: Progress | None = None,
+    windows: Sequence[int] | None = None,
 ) -> Execution:
-    """Run every window of `grid`.
+    """Run every window of `grid`, or those that `windows` lists.
 
     `exact_session` gives an fp32 session for windows whose reduced-precision result is not finite; None when `session`
     is fp32 already. `progress(done, total)` is called after each window.
@@ -63,7 +64,8 @@ def execute(
     """
     started = time.perf_counter()
     compute, reruns = 0.0, 0
-    for index in range(len(grid)):
+    chosen = range(len(grid)) if windows is None else windows
+    for done, index in enumerate(chosen, 1):
         window = grid[index]
         tile = reader.read(window)
         begin = time.perf_counter()
@@ -81,8 +83,8 @@ def execute(
         columns = slice(x.crop, x.crop + x.core_stop - x.core_start)
         writer.write(window, result[:, :, rows, columns])
         if progress is not None:
-            progress(index + 1, len(grid))
-    return Execution(len(grid), time.perf_counter() - started, compute, reruns)
+            progress(done, len(chosen))
+    return Execution(len(chosen), time.perf_counter() - started, compute, reruns)
 
 
 def _run(session: Session, tile: Tensor, grid: Grid) -> Tensor:

@@ -104,11 +104,17 @@ class Candidate:
 
 
 def plan(
-    model: Model, size: tuple[int, int, int], image_bytes: int, request: Request, serving: Serving
+    model: Model,
+    size: tuple[int, int, int],
+    image_bytes: int,
+    request: Request,
+    serving: Serving,
+    held_per_px: float = 0.0,
 ) -> tuple[Plan, Grid]:
     """Choose the windows of an image of `size` (images, height, width).
 
-    `image_bytes` is what the job holds beside the windows: the image and its result.
+    `image_bytes` is what the job holds beside the windows: the image and its result, or a streamed job's buffers.
+    `held_per_px` is what it holds for each input pixel of a window beside the network's activations.
 
     Raises:
         CapacityError: no window that the request allows fits the memory.
@@ -130,7 +136,7 @@ def plan(
         tiles = (0,)
     else:
         tiles = [t for t in tiles if t < max(height, width)] or tiles[-1:]
-    candidates = [_candidate(model, height, width, tile, image_bytes, request.halo_px) for tile in tiles]
+    candidates = [_candidate(model, height, width, tile, image_bytes, request.halo_px, held_per_px) for tile in tiles]
     if request.windows_only:
         candidates = [c for c in candidates if len(c.grid) > 1] or candidates
     fitting = [c for c in candidates if c.peak_bytes <= request.memory]
@@ -176,7 +182,9 @@ def input_shapes(graph: Graph, batch: int, window: tuple[int, int]) -> tuple[Sha
     return tuple(tuple(free[i] if s is None else s for i, s in enumerate(spec.shape)) for spec in graph.inputs)
 
 
-def _candidate(model: Model, height: int, width: int, tile: int, image_bytes: int, halo_px: int | None) -> Candidate:
+def _candidate(
+    model: Model, height: int, width: int, tile: int, image_bytes: int, halo_px: int | None, held_per_px: float
+) -> Candidate:
     cut = grid(height, width, tile, model.geometry(), halo_px)
     live = weights = work = 0
     # Of a model that could not be captured nothing is known but that it sees the whole image.
@@ -188,7 +196,8 @@ def _candidate(model: Model, height: int, width: int, tile: int, image_bytes: in
     window_px = cut.window[0] * cut.window[1]
     slowdown = CACHE_MISS_FACTOR if live > cache_bytes() else 1.0
     cost = len(cut) * (window_px * slowdown + WINDOW_OVERHEAD_PX)
-    return Candidate(cut, tile, work, int(BACKEND_FACTOR * live) + weights + image_bytes, cost)
+    peak_bytes = int(BACKEND_FACTOR * live + held_per_px * window_px) + weights + image_bytes
+    return Candidate(cut, tile, work, peak_bytes, cost)
 
 
 def _why_tile(best: Candidate, all_: Sequence[Candidate], request: Request, footprint: Footprint, whole: bool) -> str:

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tilefuse.errors import ImageError, UsageError
-from tilefuse.images import FORMATS, check_output
+from tilefuse.images import FORMATS
+from tilefuse.job_files import JobFiles
+from tilefuse.storage import check_target
+from tilefuse.storage.registry import RASTER_SUFFIXES
 
-READABLE = (*FORMATS, ".bmp", ".gif", ".ppm", ".pgm", ".tga")
+READABLE = (*FORMATS, ".npy", ".zarr", ".bmp", ".gif", ".ppm", ".pgm", ".tga")
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,10 @@ class Pair:
     output: Path
 
 
-def pair_files(inputs: Sequence[str], output: str, *, overwrite: bool) -> list[Pair]:
+def pair_files(inputs: Sequence[str], output: str, *, overwrite: bool, resume: bool = False) -> list[Pair]:
     """Match inputs with outputs: one file to a file, or files, folders and globs into a folder.
+
+    With `resume`, files into a folder whose output is there and complete are left out.
 
     Raises:
         ImageError: an input names nothing.
@@ -30,8 +35,8 @@ def pair_files(inputs: Sequence[str], output: str, *, overwrite: bool) -> list[P
     """
     sources = [path for name in inputs for path in _expand(name)]
     target = Path(output)
-    single = len(inputs) == 1 and len(sources) == 1 and not Path(inputs[0]).is_dir()
-    if single and not target.is_dir() and (target.suffix or not output.endswith("/")):
+    single = len(inputs) == 1 and len(sources) == 1 and not _is_folder(Path(inputs[0]))
+    if single and not _is_folder(target) and (target.suffix or not output.endswith("/")):
         pairs = [Pair(sources[0], target)]
     else:
         if target.exists() and not target.is_dir():
@@ -45,19 +50,23 @@ def pair_files(inputs: Sequence[str], output: str, *, overwrite: bool) -> list[P
         taken[pair.output] = pair.source
         if pair.output.exists() and pair.source.exists() and pair.output.samefile(pair.source):
             raise UsageError(f"{pair.output}: the output is the input itself; choose another name")
-        check_output(pair.output, overwrite=overwrite)
+    if resume and not single:
+        pairs = [pair for pair in pairs if not pair.output.exists() or JobFiles(pair.output).journal.exists()]
+    for pair in pairs:
+        begun = resume and JobFiles(pair.output).journal.exists()
+        check_target(pair.output, overwrite=overwrite or begun)
     return pairs
 
 
 def _expand(name: str) -> list[Path]:
     path = Path(name)
-    if path.is_dir():
+    if _is_folder(path):
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in READABLE)
         if not found:
             raise ImageError(f"{name}: a directory without images ({', '.join(READABLE)})")
         return found
     if not path.exists() and glob.has_magic(name):
-        found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
+        found = sorted(Path(p) for p in glob.glob(name, recursive=True) if not _is_folder(Path(p)))
         if not found:
             raise ImageError(f"{name}: no file has such a name")
         return found
@@ -65,4 +74,9 @@ def _expand(name: str) -> list[Path]:
 
 
 def _result_name(source: Path) -> str:
-    return source.name if source.suffix.lower() in FORMATS else f"{source.stem}.png"
+    return source.name if source.suffix.lower() in (*FORMATS, *RASTER_SUFFIXES) else f"{source.stem}.png"
+
+
+def _is_folder(path: Path) -> bool:
+    """Tell a folder of images from an image that is a folder (Zarr)."""
+    return path.is_dir() and not any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 import tilefuse
 from tilefuse.api import Engine, Report
 from tilefuse.commands.inputs import Pair, pair_files
-from tilefuse.errors import ImageError, TilefuseError
+from tilefuse.commands.progress import Pixels
+from tilefuse.errors import ImageError, TilefuseError, UsageError
 from tilefuse.images import Picture, quiet_decoders, read_image
+from tilefuse.interruptible import THREAD_NAME
+from tilefuse.job_files import JobFiles
+from tilefuse.machine import available_memory, parse_bytes
 from tilefuse.planner import Plan
 
 SOME_FAILED = 7
@@ -34,30 +39,52 @@ class RunOptions:
     explain: bool
     as_json: bool
     show_progress: bool
+    resume: bool = False
+    jobs: int = 1
+    value_range: tuple[float, float] | None = None
+    per_band: bool = False
+    compression: str = "deflate"
+
+
+def parse_range(text: str | None) -> tuple[float, float] | None:
+    """Read LO:HI. Raises UsageError for anything but two finite numbers, the lower one first."""
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError:
+        low, high = math.nan, math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UsageError(f"range: {text!r} is none; give LO:HI, two numbers, the lower one first")
+    return low, high
 
 
 def run_files(inputs: Sequence[str], output: str, options: RunOptions) -> int:
     """Run every input and return the exit status: 0, that of the only error, or 7 when some of several failed."""
-    pairs = pair_files(inputs, output, overwrite=options.overwrite)
+    pairs = pair_files(inputs, output, overwrite=options.overwrite, resume=options.resume)
+    if not pairs:
+        click.echo("tilefuse: every output is there and complete", err=True)
+        return 0
     if len(pairs) == 1 and not os.path.lexists(pairs[0].source):
         raise ImageError(f"{pairs[0].source}: no such file; check the path")
-    engine = tilefuse.load(options.model, **options.load)  # type: ignore[arg-type]
-    console = Console(stderr=True)
-    errors: list[TilefuseError] = []
+    jobs = min(options.jobs, len(pairs))
+    engine = tilefuse.load(options.model, **_shared(options.load, jobs))  # type: ignore[arg-type]
     bars = Progress(
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=console
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not options.show_progress,
     )
-    context: AbstractContextManager[object] = bars if options.show_progress else nullcontext()
-    with context:
-        for pair in pairs:
-            try:
-                _run_one(engine, pair, options, bars, console)
-            except TilefuseError as error:
-                if len(pairs) == 1:
-                    raise
-                errors.append(error)
-                _event(options, "error", source=str(pair.source), message=str(error), code=error.exit_code)
-                click.echo(f"tilefuse: {error}", err=True)
+    errors: list[TilefuseError] = []
+    with bars:
+        pixels = Pixels.of(bars, pairs)
+        if jobs == 1:
+            for pair in pairs:
+                _collect(engine, pair, options, pixels, errors, alone=len(pairs) == 1)
+        else:
+            _run_together(engine, pairs, options, pixels, errors, jobs)
     if errors:
         click.echo(f"tilefuse: {len(errors)} of {len(pairs)} images failed", err=True)
     if len(errors) == len(pairs) and len({error.exit_code for error in errors}) == 1:
@@ -65,30 +92,82 @@ def run_files(inputs: Sequence[str], output: str, options: RunOptions) -> int:
     return SOME_FAILED if errors else 0
 
 
-def _run_one(engine: Engine, pair: Pair, options: RunOptions, bars: Progress, console: Console) -> None:
-    task = bars.add_task(pair.source.name, total=None)
+def _shared(load: Mapping[str, str | None], jobs: int) -> dict[str, str | int | None]:
+    """Share the memory among images that run at once."""
+    if jobs == 1:
+        return dict(load)
+    given = load.get("memory")
+    memory = available_memory() // 2 if given is None else parse_bytes(given)
+    return {**load, "memory": memory // jobs}
+
+
+def _run_together(
+    engine: Engine,
+    pairs: Sequence[Pair],
+    options: RunOptions,
+    pixels: Pixels,
+    errors: list[TilefuseError],
+    jobs: int,
+) -> None:
+    pool = ThreadPoolExecutor(jobs, thread_name_prefix=THREAD_NAME)
+    try:
+        waiting = {pool.submit(_collect, engine, pair, options, pixels, errors, alone=False) for pair in pairs}
+        while waiting:
+            # A short wait, or signals would not be seen until an image is done.
+            finished, waiting = wait(waiting, 0.1, FIRST_EXCEPTION)
+            for future in finished:
+                future.result()
+    finally:
+        pool.shutdown(wait=not waiting, cancel_futures=True)
+
+
+def _collect(
+    engine: Engine, pair: Pair, options: RunOptions, pixels: Pixels, errors: list[TilefuseError], *, alone: bool
+) -> None:
+    """Run one image; of several, one that fails does not stop the others."""
+    try:
+        _run_one(engine, pair, options, pixels)
+    except TilefuseError as error:
+        if alone:
+            raise
+        errors.append(error)
+        _event(options, "error", source=str(pair.source), message=str(error), code=error.exit_code)
+        click.echo(f"tilefuse: {error}", err=True)
+
+
+def _run_one(engine: Engine, pair: Pair, options: RunOptions, pixels: Pixels) -> None:
     started = time.perf_counter()
 
     def on_plan(plan: Plan) -> None:
+        pixels.planned(pair, plan.height * plan.width)
         _event(options, "plan", source=str(pair.source), **_plan_fields(plan))
         if options.explain and not options.as_json:
             click.echo(str(plan))
 
     def on_window(done: int, total: int) -> None:
-        bars.update(task, completed=done, total=total)
+        pixels.advance(pair, done / total)
         _event(options, "progress", source=str(pair.source), done=done, total=total)
 
     report = engine.run_file(
-        pair.source, pair.output, overwrite=options.overwrite, progress=on_window, on_plan=on_plan, read=_read_quietly
+        pair.source,
+        pair.output,
+        overwrite=options.overwrite,
+        progress=on_window,
+        on_plan=on_plan,
+        read=_read_quietly,
+        resume=options.resume and JobFiles(pair.output).journal.exists(),
+        per_band=options.per_band,
+        value_range=options.value_range,
+        compression=options.compression,
     )
-    bars.remove_task(task)
+    pixels.advance(pair, 1.0)
     _event(options, "done", **_report_fields(report), seconds=round(time.perf_counter() - started, 4))
     if options.as_json:
         return
     for note in report.notes:
         click.echo(f"tilefuse: {pair.source.name}: {note}", err=True)
     if options.show_progress or options.explain:
-        console.print(_summary(report), highlight=False, soft_wrap=True)
+        pixels.bars.console.print(_summary(report), highlight=False, soft_wrap=True)
 
 
 def _read_quietly(path: str | os.PathLike[str]) -> Picture:

@@ -1,0 +1,98 @@
+"""Tiled TIFF from a finished raster; BigTIFF where the samples pass what classic TIFF can address."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilefuse.storage.base import Array, RasterInfo
+from tilefuse.storage.flat import FlatRaster, disk_errors
+
+TILE_PX = 256
+_BAND_BYTES = 16 << 20
+# Classic TIFF has 32-bit offsets; directories and incompressible samples need some room below.
+BIG_BYTES = 3_900_000_000
+_CODECS: dict[str, tuple[str | None, dict[str, int] | None]] = {
+    "deflate": ("zlib", {"level": 1}),
+    "zstd": ("zstd", {"level": 3}),
+    "none": (None, None),
+}
+COMPRESSIONS = tuple(_CODECS)
+
+
+class CancelledError(Exception):
+    """Encoding was asked to stop; the run turns it into the reason it stopped for."""
+
+
+def encode_tiff(
+    raster: FlatRaster, info: RasterInfo, target: Path, compression: str, cancelled: Callable[[], bool]
+) -> None:
+    """Write `info`'s raster in tiles of 256 x 256 px, deflate, zstd or uncompressed."""
+    import tifffile
+
+    codec, arguments = _CODECS[compression]
+    metadata = info.metadata
+    colour = info.bands - (info.alpha != "none")
+    rgb = colour == 3 and info.bands in (3, 4)
+    extra = info.bands - (3 if rgb else 1)
+    kinds = ["unspecified"] * extra
+    if info.alpha != "none" and kinds:
+        kinds[-1] = "unassalpha"
+    options: dict[str, Any] = {}
+    if metadata.dpi is not None:
+        options |= {"resolution": metadata.dpi, "resolutionunit": "INCH"}
+    if info.value_range is not None and info.dtype.kind == "f":
+        low, high = info.value_range
+        options["extratags"] = [(340, 11, info.bands, (low,) * info.bands), (341, 11, info.bands, (high,) * info.bands)]
+    geo = [
+        (number, kind, len(value[0]) + 1 if isinstance(value[0], str) else len(value), _plain(value), True)
+        for number, kind, value in metadata.geo
+    ]
+    options["extratags"] = [*((*tag, True) for tag in options.get("extratags", [])), *geo]
+    with (
+        disk_errors("the result"),
+        tifffile.TiffWriter(target, bigtiff=info.nbytes > BIG_BYTES, byteorder="<") as writer,
+    ):
+        writer.write(
+            _tiles(raster, info, cancelled),
+            shape=(info.height, info.width, info.bands) if info.bands > 1 else (info.height, info.width),
+            dtype=info.dtype,
+            tile=(TILE_PX, TILE_PX),
+            photometric="rgb" if rgb else "minisblack",
+            planarconfig="contig" if info.bands > 1 else None,
+            extrasamples=kinds or None,
+            compression=codec,
+            compressionargs=arguments,
+            predictor=codec is not None,
+            iccprofile=metadata.icc,
+            description=metadata.ome.encode() if metadata.ome else None,
+            metadata=None,
+            software=False,
+            maxworkers=2,
+            buffersize=_BAND_BYTES,
+            **options,
+        )
+
+
+def _plain(value: tuple[Any, ...]) -> Any:
+    return value[0] if len(value) == 1 else value
+
+
+def _tiles(raster: FlatRaster, info: RasterInfo, cancelled: Callable[[], bool]) -> Iterator[Array]:
+    """Give the tiles in order, reading several at once: the rows of a wide strip lie together in the raster."""
+    row_bytes = TILE_PX * info.bands * info.dtype.itemsize
+    columns = max(1, _BAND_BYTES // (TILE_PX * row_bytes)) * TILE_PX
+    for top in range(0, info.height, TILE_PX):
+        bottom = min(top + TILE_PX, info.height)
+        for left in range(0, info.width, columns):
+            if cancelled():
+                raise CancelledError
+            band = raster.read(top, bottom, left, min(left + columns, info.width))
+            for start in range(0, band.shape[1], TILE_PX):
+                tile = band[:, start : start + TILE_PX]
+                missing = (TILE_PX - tile.shape[0], TILE_PX - tile.shape[1])
+                full = np.pad(tile, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge") if any(missing) else tile
+                yield np.ascontiguousarray(full if info.bands > 1 else full[..., 0])

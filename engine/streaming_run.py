@@ -1,0 +1,355 @@
+"""Run an image larger than memory: windows in, a raster of finished windows, a journal, then the encoded result."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TypeVar
+
+from tilefuse.backends.base import Session
+from tilefuse.errors import ImageError, UsageError
+from tilefuse.execute import Execution, Progress, execute
+from tilefuse.fingerprint import fingerprint
+from tilefuse.images import FORMATS
+from tilefuse.images.outputs import shown
+from tilefuse.job_files import JobFiles, remove
+from tilefuse.journal import Header, History, Journal, differences, peek
+from tilefuse.model import Model
+from tilefuse.planner import Plan, Request, Serving, plan
+from tilefuse.storage import check_target, encode, open_raster
+from tilefuse.storage.base import RasterInfo, RasterReader
+from tilefuse.storage.flat import FlatRaster, check_free_space, disk_errors
+from tilefuse.storage.georeference import scaled
+from tilefuse.storage.registry import Target, raster_header
+from tilefuse.storage.tiff_encode import BIG_BYTES, COMPRESSIONS, CancelledError
+from tilefuse.storage.vips_encode import check_webp_memory
+from tilefuse.streamed_windows import OneByOne, Planes, RasterCores, RasterWindows, split_bands
+from tilefuse.tiling import Grid
+
+Result = TypeVar("Result")
+
+# What the encoders hold: a few rows of tiles each.
+_ENCODER_BYTES = 64 << 20
+_CACHE_BYTES = 64 << 20
+# Pillow refuses to open more than twice its MAX_IMAGE_PIXELS.
+_PILLOW_LIMIT_PX = 2 * 89_478_485
+_LIBRARIES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "ncnn": "ncnn"}
+
+
+@dataclass(frozen=True)
+class StreamJob:
+    """What to run: files and how to treat them. `value_range` are the samples that the network sees as 0 and 1."""
+
+    source: Path
+    output: Path
+    overwrite: bool = False
+    resume: bool = False
+    per_band: bool = False
+    value_range: tuple[float, float] | None = None
+    compression: str = "deflate"
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network: `session` compiles it for a window in the plan's precision, `exact_session` in fp32."""
+
+    model: Model
+    serving: Serving
+    session: Callable[[tuple[int, int]], Session]
+    exact_session: Callable[[tuple[int, int]], Session] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A planned job: `info` is the input as interpreted, `result` what comes out."""
+
+    job: StreamJob
+    network: Network
+    files: JobFiles
+    reader: RasterReader
+    info: RasterInfo
+    result: RasterInfo
+    planes: Planes
+    plan: Plan
+    grid: Grid
+    cancelled: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """What a streamed job did; `resumed` windows were done before."""
+
+    plan: Plan
+    execution: Execution
+    resumed: int
+    notes: tuple[str, ...]
+
+
+def checked_compression(name: str) -> str:
+    """Return `name`, or raise UsageError when a streamed TIFF knows no such compression."""
+    if name not in COMPRESSIONS:
+        raise UsageError(f"compression: {name!r} is none; give {', '.join(COMPRESSIONS)}")
+    return name
+
+
+def run_streamed(
+    job: StreamJob,
+    network: Network,
+    request: Request,
+    *,
+    cancelled: Callable[[], bool],
+    progress: Progress | None,
+    on_plan: Callable[[Plan], None] | None,
+) -> StreamResult:
+    """Run a job, or go on with it.
+
+    Raises:
+        ImageError: the input is damaged; what is done stays for `resume`.
+        UsageError: the output can't be written, another run holds it, or the job to resume is not this one.
+        CapacityError: memory or disk do not suffice.
+    """
+    files = JobFiles(job.output)
+    _check_names(job, files)
+    cache_bytes = min(_CACHE_BYTES, request.memory // 8)
+    reader = open_raster(job.source, job.output.absolute().parent, cache_bytes)
+    try:
+        info = _interpreted(reader.info, job)
+        recorded = peek(files.journal) if job.resume else None
+        if recorded is not None and request.tile is None:
+            # The windows of the first try, whatever memory there is now: only then are all samples the same.
+            request = replace(request, tile=int(recorded.get("tile", "0")))
+        planes = _named(job, lambda: split_bands(info, network.model.image_channels, per_band=job.per_band))
+        made, grid = plan(
+            network.model,
+            (len(planes.groups), info.height, info.width),
+            cache_bytes + min(_ENCODER_BYTES, request.memory // 4),
+            request,
+            network.serving,
+            planes.held_bytes_per_px(network.model.geometry().scale, info.dtype.itemsize),
+        )
+        result = _result_info(info, planes, made, job)
+        _check_output(job, result, made)
+        if on_plan is not None:
+            on_plan(made)
+        header = _header(job, network, made, planes, cancelled)
+        with disk_errors("the journal"):
+            journal = Journal(files.journal)
+        work = Work(job, network, files, reader, info, result, planes, made, grid, cancelled)
+        try:
+            return _run(work, journal, header, progress)
+        finally:
+            journal.close()
+    finally:
+        reader.close()
+
+
+def _run(work: Work, journal: Journal, header: Header, progress: Progress | None) -> StreamResult:
+    job, files, grid, result = work.job, work.files, work.grid, work.result
+    history = _history(job, files, journal, header)
+    notes = (*result.notes, *_notes(job, result))
+    if history.encoded and files.published():
+        _clean(files, journal)
+        return StreamResult(work.plan, Execution(0, 0.0, 0.0, 0), len(grid), (*notes, "it was complete already"))
+    if job.resume and not job.overwrite:
+        check_target(job.output, overwrite=False)
+    prefix = raster_header(result)
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    with disk_errors("the unfinished result"):
+        descriptor = os.open(files.part, flags | (0 if history.windows else os.O_TRUNC), 0o600)
+    try:
+        there = os.stat(descriptor).st_blocks * 512
+        check_free_space(job.output.absolute().parent, _disk_bytes(job, result) - there)
+        with disk_errors("the unfinished result"):
+            os.pwrite(descriptor, prefix, 0)
+        raster = FlatRaster(descriptor, len(prefix), (result.height, result.width, result.bands), result.dtype)
+        done = _verified(raster, grid, history, work.cancelled)
+        execution = _compute(work, raster, journal, done, progress)
+        if execution.windows or not history.encoded or not os.path.lexists(files.encoded):
+            target = Target(files.part, raster, result, job.compression, work.cancelled)
+            encode(target, job.output.suffix.lower(), files.target())
+            files.flush_encoded()
+            journal.encoded()
+    finally:
+        os.close(descriptor)
+    files.publish(overwrite=job.overwrite)
+    _clean(files, journal)
+    return StreamResult(work.plan, execution, len(done), notes)
+
+
+def _compute(
+    work: Work, raster: FlatRaster, journal: Journal, done: Collection[int], progress: Progress | None
+) -> Execution:
+    """Run the windows that are not done."""
+    grid, network = work.grid, work.network
+
+    def advanced(count: int, _: int) -> None:
+        if work.cancelled():
+            raise CancelledError
+        if progress is not None:
+            progress(len(done) + count, len(grid))
+
+    cores = RasterCores(raster, journal, grid, work.reader, work.info, work.planes)
+    exact = network.exact_session
+    execution = _named(
+        work.job,
+        lambda: execute(
+            grid,
+            OneByOne(network.session(grid.window)),
+            RasterWindows(work.reader, work.info, work.planes),
+            cores,
+            exact_session=None if exact is None else lambda: OneByOne(exact(grid.window)),
+            progress=advanced,
+            windows=[index for index in range(len(grid)) if index not in done],
+        ),
+    )
+    cores.flush()
+    return execution
+
+
+def _check_names(job: StreamJob, files: JobFiles) -> None:
+    source, output = job.source, job.output
+    if output.is_symlink():
+        raise UsageError(f"{shown(output)}: is a symbolic link; name the file itself")
+    real_source, real_output = Path(os.path.realpath(source)), Path(os.path.realpath(output))
+    if real_source == real_output or real_source in real_output.parents:
+        raise UsageError(f"{shown(output)}: lies in the input {shown(source)}; choose another place")
+    begun = files.journal.exists()
+    check_target(output, overwrite=job.overwrite or (job.resume and begun))
+    if begun and not job.resume and not job.overwrite:
+        raise UsageError(
+            f"{shown(output)}: an unfinished run of it is there; go on with --resume, or start anew with --overwrite"
+        )
+
+
+def _interpreted(info: RasterInfo, job: StreamJob) -> RasterInfo:
+    if job.per_band:
+        info = replace(info, alpha="none")
+    return replace(info, value_range=job.value_range) if job.value_range is not None else info
+
+
+def _result_info(info: RasterInfo, planes: Planes, made: Plan, job: StreamJob) -> RasterInfo:
+    """Describe the result: straight alpha, metadata scaled; a profile describes its own number of channels."""
+    metadata = scaled(info.metadata, made.scale)
+    if planes.total_bands != info.bands:
+        metadata = replace(metadata, icc=None)
+    notes = info.notes
+    if job.output.suffix.lower() not in (".tif", ".tiff") and (metadata.geo or metadata.ome):
+        notes = (*notes, f"{job.output.suffix} does not keep GeoTIFF or OME metadata; TIFF does")
+    return replace(
+        info,
+        height=made.output_height,
+        width=made.output_width,
+        bands=planes.total_bands,
+        alpha="none" if info.alpha == "none" else "straight",
+        metadata=metadata,
+        notes=notes,
+    )
+
+
+def _check_output(job: StreamJob, result: RasterInfo, made: Plan) -> None:
+    """Refuse before the work what the format can't hold."""
+    suffix = job.output.suffix.lower()
+    size = (result.width, result.height)
+    check_target(job.output, overwrite=True, size=size)
+    kind = FORMATS.get(suffix, suffix)
+    if kind in ("PNG", "JPEG", "WebP", ".dzi") and result.bands not in (1, 2, 3, 4):
+        raise UsageError(f"{shown(job.output)}: {suffix} holds no {result.bands} bands; choose .tif, .npy or .zarr")
+    if kind == "WebP":
+        check_webp_memory(result, made.memory_bytes)
+
+
+def _disk_bytes(job: StreamJob, result: RasterInfo) -> int:
+    """Estimate what the job writes: the raster, and the encoded result unless it is the raster itself."""
+    return result.nbytes * (1 if job.output.suffix.lower() == ".npy" else 2) + (1 << 20)
+
+
+def _notes(job: StreamJob, result: RasterInfo) -> tuple[str, ...]:
+    notes = []
+    if job.output.suffix.lower() in (".tif", ".tiff") and result.nbytes > BIG_BYTES:
+        notes.append("written as BigTIFF: classic TIFF ends at 4 GiB")
+    if job.output.suffix.lower() in FORMATS and result.height * result.width > _PILLOW_LIMIT_PX:
+        notes.append(
+            f"{result.width * result.height / 1e6:.0f} megapixels: viewers built on Pillow refuse more than "
+            f"{_PILLOW_LIMIT_PX / 1e6:.0f} unless told otherwise"
+        )
+    return tuple(notes)
+
+
+def _header(
+    job: StreamJob, network: Network, made: Plan, planes: Planes, cancelled: Callable[[], bool]
+) -> dict[str, str]:
+    """Return everything that the samples depend on, as text."""
+    from tilefuse import __version__
+
+    library = _LIBRARIES.get(made.backend, "torch")
+    try:
+        library_version = version(library)
+    except PackageNotFoundError:
+        library_version = "unknown"
+    return {
+        "version": __version__,
+        "input": fingerprint(job.source, cancelled),
+        "model": network.model.sha256,
+        "backend": f"{made.backend} ({library} {library_version}) on {made.device}",
+        "precision": made.precision,
+        "size": f"{made.width}x{made.height} to {made.output_width}x{made.output_height}",
+        "tile": str(made.tile),
+        "halo": str(made.halo_px),
+        "window": f"{made.window[1]}x{made.window[0]}",
+        "windows": str(made.windows),
+        "bands": " ".join(",".join(map(str, group)) for group in planes.groups),
+        "range": "own" if job.value_range is None else f"{job.value_range[0]}:{job.value_range[1]}",
+        "format": f"{job.output.suffix.lower()} {job.compression}",
+    }
+
+
+def _history(job: StreamJob, files: JobFiles, journal: Journal, header: Header) -> History:
+    """Return what is done already; start a journal where there is nothing to go on with."""
+    history = journal.history()
+    if job.resume and history.header is not None:
+        changed = differences(history.header, header)
+        if changed:
+            raise UsageError(
+                f"{shown(job.output)}: can't be resumed, the job is another one: {'; '.join(changed)}. "
+                "Give what was given before, or start anew with --overwrite"
+            )
+        return history
+    remove(files.encoded)
+    journal.start(header)
+    return History(dict(header), {}, False)
+
+
+def _verified(raster: FlatRaster, grid: Grid, history: History, cancelled: Callable[[], bool]) -> Collection[int]:
+    """Return the windows whose samples are still what was recorded."""
+    done = set()
+    for index, checksum in history.windows.items():
+        if cancelled():
+            raise CancelledError
+        if not 0 <= index < len(grid):
+            continue
+        y, x = grid[index].y, grid[index].x
+        try:
+            block = raster.read(y.core_start, y.core_stop, x.core_start, x.core_stop)
+        except ImageError:
+            continue
+        if zlib.crc32(block.data) == checksum:
+            done.add(index)
+    return done
+
+
+def _clean(files: JobFiles, journal: Journal) -> None:
+    remove(files.part)
+    remove(files.encoded)
+    journal.remove()
+
+
+def _named(job: StreamJob, work: Callable[[], Result]) -> Result:
+    """Put the input's name before what is wrong with it."""
+    try:
+        return work()
+    except ImageError as error:
+        raise ImageError(f"{shown(job.source)}: {error}") from error
