@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Timing varies with the machine; laws do not.
-settings.register_profile("tilefuse", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile(
+    "tilefuse", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("tilefuse")
 
 Compare = Callable[..., None]
