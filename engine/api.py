@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from tilefuse.backends.base import Precision, Session
 from tilefuse.errors import ImageError
 from tilefuse.execute import Execution, Progress, execute
 from tilefuse.footprint import Footprint
+from tilefuse.generation import generate
 from tilefuse.images import (
     MAX_PIXELS,
     Picture,
@@ -222,6 +224,24 @@ class Engine:
             approximate=not done.plan.exact,
             notes=done.notes,
             resumed=done.resumed,
+        )
+
+    def generate(self, count: int, *, seed: int = 0, label: int | None = None) -> NDArray[np.uint8]:
+        """Draw `count` images from random latents, uint8 [count, H, W, C], the same for the same seed.
+
+        `label` picks the class of a conditional model; without it the classes take turns.
+
+        Raises:
+            ModelError: the network takes no latent.
+            UsageError: the count is not positive, or there is no such label.
+        """
+        precision = self.serving.precision
+        return generate(
+            self.model,
+            lambda images: self._sessions.get(SessionKey(images, (0, 0), precision)),
+            count,
+            seed=seed,
+            label=label,
         )
 
     def run_picture(

@@ -90,6 +90,21 @@ def run(
 
 
 @cli.command()
+@click.option("-m", "--model", required=True, help="A bundled generator (see models), or a checkpoint.")
+@click.option("-n", "--count", default=16, show_default=True, type=click.IntRange(min=1), help="Images to draw.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the latents.")
+@click.option("--label", default=None, type=int, help="Class to draw, for conditional models; all in turn by default.")
+@click.option("-o", "--output", required=True, help="Image file of the contact sheet.")
+@click.option("--backend", default="auto", show_default=True, help="Backend to use (see doctor).")
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+def generate(model: str, count: int, seed: int, label: int | None, output: str, backend: str, overwrite: bool) -> None:
+    """Draw images from random latents onto one sheet."""
+    from tilefuse.commands.generate import generate_sheet
+
+    generate_sheet(model, output, count=count, seed=seed, label=label, backend=backend, overwrite=overwrite)
+
+
+@cli.command()
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(model: str, as_json: bool) -> None:

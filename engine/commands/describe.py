@@ -34,8 +34,7 @@ def describe_model(source: str) -> dict[str, Any]:
         described["uncaptured"] = model.uncaptured
     described["geometry"] = _geometry(model)
     described["backends"] = {
-        name: backend.available() or backend.refusal(model, "cpu", "fp32")
-        for name, backend in BACKENDS.items()
+        name: backend.available() or backend.refusal(model, "cpu", "fp32") for name, backend in BACKENDS.items()
     }
     return described
 
@@ -113,7 +112,7 @@ def print_models(listed: list[dict[str, Any]]) -> None:
     for row in listed:
         gain = "" if row["gain_db"] is None else f"{row['gain_db']:+.2f} dB"
         size = format_bytes(row["bytes"])
-        table.add_row(row["name"], row["architecture"], f"x{row['scale']}", f"{row['parameters']:,}", size, gain)
+        table.add_row(row["name"], row["architecture"], row["scale"] and f"x{row['scale']}", f"{row['parameters']:,}", size, gain)
     Console().print(table)
 
 
