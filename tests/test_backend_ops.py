@@ -27,10 +27,10 @@ GROUPS: dict[str, Callable[[], dict[str, Graph]]] = {
     "resizing": vocabulary.resizing,
 }
 # Names, or beginnings of names, of cases that a library may refuse; the rest everyone serves.
-REFUSABLE = {
-    "convolutions": ("conv2d circular",),
+REFUSABLE: dict[str, tuple[str, ...]] = {
+    "convolutions": (),
     "pointwise": ("prelu by column",),
-    "layout": ("slice 3", "pad circular", "adaptive_pool2d max (3", "mean (1, 2, 3) dropped", "mean over the batch"),
+    "layout": ("slice 3", "adaptive_pool2d max (3", "mean (1, 2, 3) dropped", "mean over the batch"),
     "resizing": ("nearest", "linear", "cubic"),
 }
 REFUSABLE["layout"] += tuple(f"pool2d {kind} {name}" for kind in ("max", "avg") for name in ("dilated", "rounded up"))

@@ -10,7 +10,7 @@ from tilefuse.emitters.ncnn_sheet import Params, Sheet, raw, require, tagged
 from tilefuse.graph import Node
 from tilefuse.ops import NO_PADDING, Activation, Conv2d, ConvTranspose2d, Linear, Op, PadMode, Sides
 
-_PADDING: dict[PadMode, int] = {"constant": 0, "replicate": 1, "reflect": 2}
+_PADDING: dict[PadMode, int] = {"constant": 0, "replicate": 1, "reflect": 2, "circular": 0}
 
 
 def conv(sheet: Sheet, node: Node, output: str, activation: Op | None) -> None:
@@ -91,7 +91,8 @@ def linear(sheet: Sheet, node: Node, output: str, activation: Op | None) -> None
 
 def padded(sheet: Sheet, x: str, sides: Sides, mode: PadMode, value: float, output: str = "") -> str:
     """Write padding, or cropping where sides are negative; return the padded value's name."""
-    require(mode in _PADDING, f"{mode} padding")
+    if mode == "circular" and max(sides) > 0:
+        return _wrapped(sheet, x, sides, output or sheet.fresh())
     require(mode == "constant" or min(sides) >= 0 or max(sides) <= 0, f"{mode} padding that also crops")
     output = output or sheet.fresh()
     if min(sides) < 0:
@@ -104,3 +105,25 @@ def padded(sheet: Sheet, x: str, sides: Sides, mode: PadMode, value: float, outp
         top, left, bottom, right = (max(side, 0) for side in sides)
         sheet.add("Padding", (x,), output, {0: top, 1: bottom, 2: left, 3: right, 4: _PADDING[mode], 5: float(value)})
     return output
+
+
+def _wrapped(sheet: Sheet, x: str, sides: Sides, output: str) -> str:
+    """Write circular padding, which ncnn lacks: strips from the far sides are joined on."""
+    require(min(sides) >= 0, "circular padding that also crops")
+    top, left, bottom, right = sides
+    pads = [(axis, *pad) for axis, pad in ((1, (top, bottom)), (2, (left, right))) if max(pad) > 0]
+    sizes = sheet.shapes[x][1:]
+    for position, (axis, before, after) in enumerate(pads):
+        ahead, behind = _strip(sheet, x, axis, sizes[axis] - before, before), _strip(sheet, x, axis, 0, after)
+        joined = output if position == len(pads) - 1 else sheet.fresh()
+        sheet.add("Concat", (*ahead, x, *behind), joined, {0: axis})
+        x = joined
+    return output
+
+
+def _strip(sheet: Sheet, x: str, axis: int, start: int, count: int) -> tuple[str, ...]:
+    if count == 0:
+        return ()
+    strip = sheet.fresh()
+    sheet.add("Crop", (x,), strip, {9: [start], 10: [start + count], 11: [axis]})
+    return (strip,)

@@ -14,8 +14,8 @@ from tilefuse.emitters.ncnn_sheet import Sheet, require
 from tilefuse.graph import Node, Shape
 from tilefuse.ops import Op, Resize
 
-# Interp's bicubic reads this many samples without looking where the image ends.
-_TAPS = 4
+# Interp reads this many samples without looking where the image ends.
+_TAPS = {"linear": 2, "cubic": 4}
 
 
 def resize(sheet: Sheet, node: Node, output: str, _: Op | None) -> None:
@@ -27,14 +27,17 @@ def resize(sheet: Sheet, node: Node, output: str, _: Op | None) -> None:
         return
     align = _require_same_interpolation(op, source, result)
     kind = 2 if op.mode == "linear" else 3
-    if min(source) >= _TAPS:
+    taps = _TAPS[op.mode]
+    if min(source) >= taps:
         sheet.add("Interp", (x,), output, {0: kind, 3: result[0], 4: result[1], 6: align})
         return
     # A tiny image is enlarged with a border of copies, as interpolation itself continues it, and cropped.
     factors = {Fraction(out, size) for size, out in zip(source, result, strict=True)}
     factor = factors.pop()
-    require(not align and not factors and factor.denominator == 1, f"{op.mode} interpolation of fewer than 4 pixels")
-    border, scale = _TAPS // 2, int(factor)
+    require(
+        not align and not factors and factor.denominator == 1, f"{op.mode} interpolation of fewer than {taps} pixels"
+    )
+    border, scale = taps // 2, int(factor)
     height, width = ((size + 2 * border) * scale for size in source)
     padded_x, enlarged = padded(sheet, x, (border,) * 4, "replicate", 0.0), sheet.fresh()
     sheet.add("Interp", (padded_x,), enlarged, {0: kind, 3: height, 4: width})
