@@ -302,7 +302,7 @@ def _header(
         "window": f"{made.window[1]}x{made.window[0]}",
         "windows": str(made.windows),
         "bands": " ".join(",".join(map(str, group)) for group in planes.groups),
-        "range": "own" if job.value_range is None else f"{job.value_range[0]}:{job.value_range[1]}",
+        "range": "own" if job.value_range is None else f"{float(job.value_range[0])}:{float(job.value_range[1])}",
         "format": f"{job.output.suffix.lower()} {job.compression}",
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from io import BytesIO
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def _header(stream: Any) -> tuple[tuple[int, int, int], np.dtype[Any]]:
         if reader is None:
             raise ImageError(f"it is .npy of version {version[0]}; expected 1 or 2")
         shape, fortran, dtype = reader(stream)
-    except ValueError as error:
+    except (ValueError, TokenError, SyntaxError, TypeError, KeyError, EOFError) as error:
         raise ImageError(f"its .npy header is damaged ({str(error).splitlines()[0]})") from error
     if fortran or dtype.hasobject or len(shape) not in (2, 3):
         layout = "columns first" if fortran else f"{dtype} {list(shape)}"

@@ -1,0 +1,234 @@
+"""Killed, stopped, damaged or out of disk: a streamed job goes on and ends byte-identical."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tilefuse
+from tilefuse.errors import CapacityError, ImageError, UsageError
+from tilefuse.job_files import JobFiles
+from tilefuse.journal import Journal
+
+ROOT = Path(__file__).parents[1]
+SHAPE = (60, 70, 3)
+
+
+class Stop(Exception):
+    """Ends a run between two windows."""
+
+
+@pytest.fixture(scope="module")
+def engine() -> tilefuse.Engine:
+    return tilefuse.load("espcn-x4", tile=16, backend="torch_eager")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in.npy"
+    np.save(path, np.random.default_rng(1).integers(0, 256, SHAPE, np.uint8))
+    return path
+
+
+def stop_after(windows: int):
+    def progress(done: int, total: int) -> None:
+        if done == windows:
+            raise Stop
+
+    return progress
+
+
+def interrupted(engine: tilefuse.Engine, source: Path, output: Path, windows: int = 6) -> None:
+    with pytest.raises(Stop):
+        engine.run_file(source, output, progress=stop_after(windows))
+
+
+SLOW = [pytest.param(suffix, marks=pytest.mark.slow) for suffix in (".npy", ".zarr")]
+
+
+@pytest.mark.parametrize("suffix", [".tif", *SLOW])
+def test_killed_at_every_stage_and_at_random(tmp_path: Path, suffix: str, request: pytest.FixtureRequest) -> None:
+    trials = 30 if request.config.getoption("-m") != "not slow" else 5
+    command = [sys.executable, "-m", "tests.killing", tmp_path, suffix, str(trials)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=280)
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    print(done.stdout, done.stderr)
+    assert len(results) == 6 + trials
+    for name, killed, status, same, left, _windows in results:
+        assert killed == -signal.SIGKILL or name.startswith("random"), name
+        assert (status, same, left) == (0, True, []), name
+    windows = {name: done for name, *_, done in results}
+    # 60x70 in windows of 24: what was done before the kill is not done again.
+    total = 4 * 4
+    assert windows["mid window"] == [total - 4], windows
+    assert windows["between windows"] == [total - 7]
+    assert windows["during encoding"] == windows["before the final rename"] == windows["after the final rename"] == [0]
+
+
+def test_what_is_done_is_not_done_again(engine: tilefuse.Engine, source: Path, tmp_path: Path) -> None:
+    reference, output = tmp_path / "reference.npy", tmp_path / "out.npy"
+    whole = engine.run_file(source, reference)
+    interrupted(engine, source, output)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("out")) == [
+        "out.npy.tilefuse-journal",
+        "out.npy.tilefuse-part",
+    ]
+    report = engine.run_file(source, output, resume=True)
+    assert (report.resumed, report.windows) == (6, whole.windows - 6)
+    assert output.read_bytes() == reference.read_bytes()
+    assert [p.name for p in tmp_path.iterdir() if "tilefuse" in p.name] == []
+
+
+def test_the_tile_of_the_first_try_is_kept_whatever_memory_there_is(source: Path, tmp_path: Path) -> None:
+    first = tilefuse.load("espcn-x4", backend="torch_eager", memory="9MiB", schedule="windows")
+    with pytest.raises(Stop):
+        first.run_file(source, tmp_path / "out.npy", progress=stop_after(1))
+    later = tilefuse.load("espcn-x4", backend="torch_eager", memory="2GiB")
+    assert later.run_file(source, tmp_path / "out.npy", resume=True).resumed == 1
+
+
+def test_a_damaged_window_is_computed_again(engine: tilefuse.Engine, source: Path, tmp_path: Path) -> None:
+    reference, output = tmp_path / "reference.npy", tmp_path / "out.npy"
+    engine.run_file(source, reference)
+    interrupted(engine, source, output)
+    part = JobFiles(output).part
+    data = bytearray(part.read_bytes())
+    data[500] ^= 1
+    part.write_bytes(data)
+    assert engine.run_file(source, output, resume=True).resumed == 5
+    assert output.read_bytes() == reference.read_bytes()
+
+
+def test_lost_samples_and_a_torn_record_are_computed_again(
+    engine: tilefuse.Engine, source: Path, tmp_path: Path
+) -> None:
+    """A power loss may keep records and lose samples, or keep half a record."""
+    reference, output = tmp_path / "reference.npy", tmp_path / "out.npy"
+    engine.run_file(source, reference)
+    interrupted(engine, source, output)
+    files = JobFiles(output)
+    os.truncate(files.journal, files.journal.stat().st_size - 5)
+    assert engine.run_file(source, output, resume=True).resumed == 5
+    assert output.read_bytes() == reference.read_bytes()
+    output.unlink()
+    interrupted(engine, source, output)
+    os.truncate(files.part, 200)
+    assert engine.run_file(source, output, resume=True).resumed == 0
+    assert output.read_bytes() == reference.read_bytes()
+
+
+def test_another_job_is_refused_with_what_differs(engine: tilefuse.Engine, source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.npy"
+    interrupted(engine, source, output)
+    with pytest.raises(UsageError, match="unfinished run of it is there; go on with --resume"):
+        engine.run_file(source, output)
+    other = tilefuse.load("espcn-x4", tile=32, backend="torch_eager")
+    with pytest.raises(UsageError, match=r"tile was 16, is 32; window was 24x24, is 40x40"):
+        other.run_file(source, output, resume=True)
+    with pytest.raises(UsageError, match=r"range was own, is 0\.0:9\.0"):
+        engine.run_file(source, output, resume=True, value_range=(0, 9))
+    np.save(source, np.zeros(SHAPE, np.uint8))
+    with pytest.raises(UsageError, match=r"another one: input was [0-9a-f]+, is [0-9a-f]+"):
+        engine.run_file(source, output, resume=True)
+    assert engine.run_file(source, output, overwrite=True).resumed == 0
+
+
+def test_two_runs_keep_apart(engine: tilefuse.Engine, source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.npy"
+    held = Journal(JobFiles(output).journal)
+    with pytest.raises(UsageError, match="another run is writing this result"):
+        engine.run_file(source, output, resume=True)
+    held.close()
+    engine.run_file(source, output, resume=True)
+
+
+def test_a_name_taken_meanwhile_is_left_alone(engine: tilefuse.Engine, source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.npy"
+
+    def take(done: int, total: int) -> None:
+        output.write_text("somebody's")
+
+    with pytest.raises(UsageError, match="appeared while the job ran"):
+        engine.run_file(source, output, progress=take)
+    assert output.read_text() == "somebody's"
+    output.unlink()
+    assert engine.run_file(source, output, resume=True).windows == 0
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_full_disk_is_5_and_resumable(source: Path, tmp_path: Path, share: float, engine: tilefuse.Engine) -> None:
+    reference, output = tmp_path / "reference.npy", tmp_path / "out.npy"
+    engine.run_file(source, reference)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(reference.stat().st_size * share), hard))
+    try:
+        with pytest.raises(CapacityError, match=r"no space left .* --resume"):
+            engine.run_file(source, output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not output.exists()
+    engine.run_file(source, output, resume=True)
+    assert output.read_bytes() == reference.read_bytes()
+
+
+def test_a_disk_too_small_is_refused_before_the_work(
+    engine: tilefuse.Engine, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
+    with pytest.raises(CapacityError, match=r"needs about 1\.2 MiB of disk and 1000 B are free"):
+        engine.run_file(source, tmp_path / "out.npy")
+
+
+def test_a_damaged_tile_keeps_what_was_done(engine: tilefuse.Engine, tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+    source, output = tmp_path / "in.tif", tmp_path / "out.npy"
+    tifffile.imwrite(source, pixels, tile=(32, 32), compression="zlib", photometric="rgb")
+    good = source.read_bytes()
+    with tifffile.TiffFile(source) as file:
+        offset = file.pages[0].dataoffsets[7]
+    source.write_bytes(good[: offset + 9] + b"\xff" * 40 + good[offset + 49 :])
+    with pytest.raises(ImageError, match=r"in\.tif: tile 7 \(row 2, column 1\) is damaged"):
+        engine.run_file(source, output)
+    assert JobFiles(output).journal.exists()
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_within_two_seconds_and_the_job_goes_on(tmp_path: Path, sent: int, code: int) -> None:
+    source, output = tmp_path / "in.npy", tmp_path / "out.npy"
+    np.save(source, np.zeros((1200, 1200, 3), np.uint8))
+    command = [sys.executable, "-c", "from tilefuse.cli import main; main()", "run", source, "-o", output]
+    command += ["-m", "espcn-x4", "--json", "--tile", "64", "--backend", "torch_eager"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        while '"progress"' not in running.stdout.readline():
+            assert running.poll() is None
+        sent_at = time.monotonic()
+        running.send_signal(sent)
+        running.stdout.read()
+        assert running.wait() == code
+        seconds = time.monotonic() - sent_at
+        assert "Traceback" not in running.stderr.read()
+    print(f"stopped in {seconds:.2f} s")
+    assert seconds < 2
+    assert not output.exists()
+    resumed = tilefuse.load("espcn-x4", tile=64, backend="torch_eager")
+    with pytest.raises(Stop):
+        resumed.run_file(source, output, resume=True, progress=stop_after(1 + _recorded(output)))
+
+
+def _recorded(output: Path) -> int:
+    journal = Journal(JobFiles(output).journal)
+    try:
+        return len(journal.history().windows)
+    finally:
+        journal.close()
