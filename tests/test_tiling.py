@@ -70,9 +70,11 @@ def test_every_output_is_written_once_by_a_window_that_knows_it(axis: Axis, size
         assert len(spans) == 1 or span.core_stop - span.core_start <= axis.scale * (span.stop - span.start)
 
 
-@given(data=st.data(), network=random_network(valid=True))
-@settings(max_examples=200)
-def test_tiled_equals_untiled_on_random_networks(data: st.DataObject, network: Network) -> None:
+@pytest.mark.parametrize("valid", [False, True], ids=["padded", "unpadded too"])
+@given(data=st.data())
+@settings(max_examples=120)
+def test_tiled_equals_untiled_on_random_networks(valid: bool, data: st.DataObject) -> None:
+    network: Network = data.draw(random_network(valid=valid), "network")
     example = network.size(2)
     graph = from_module(network.module, torch.rand(2, network.in_channels, example, example + network.divisor))
     found = footprint(graph)

@@ -112,7 +112,9 @@ def print_models(listed: list[dict[str, Any]]) -> None:
     for row in listed:
         gain = "" if row["gain_db"] is None else f"{row['gain_db']:+.2f} dB"
         size = format_bytes(row["bytes"])
-        table.add_row(row["name"], row["architecture"], row["scale"] and f"x{row['scale']}", f"{row['parameters']:,}", size, gain)
+        table.add_row(
+            row["name"], row["architecture"], row["scale"] and f"x{row['scale']}", f"{row['parameters']:,}", size, gain
+        )
     Console().print(table)
 
 
