@@ -15,7 +15,7 @@ from tilefuse.export.architectures import ARCHITECTURES, build, infer
 from tilefuse.export.generators.cgan import CGAN, ProjectionDiscriminator, one_hot
 from tilefuse.export.generators.classifier import Classifier
 from tilefuse.export.generators.dcgan import DCGAN, ProjectedDCGAN
-from tilefuse.export.generators.discriminators import DCGANDiscriminator
+from tilefuse.export.generators.discriminators import DCGANDiscriminator, with_spread
 from tilefuse.export.generators.gan import GAN, GANDiscriminator
 from tilefuse.export.generators.pggan import PGGAN, pixel_norm
 from tilefuse.export.generators.progressive import Equalised, GrowingDiscriminator, GrowingPGGAN
@@ -153,11 +153,19 @@ def test_discriminator_fades_from_the_level_below(level: int, assert_close: Comp
     assert not torch.allclose(module(image, level, 0.0), module(image, level, 1.0))
 
 
-def test_discriminator_sees_a_batch_of_one_picture_repeated() -> None:
+def test_discriminators_see_a_batch_of_one_picture_repeated() -> None:
     torch.manual_seed(1)
-    module = GrowingDiscriminator((6, 5), 3)
+    growing, comparing = GrowingDiscriminator((6, 5), 3), DCGANDiscriminator(3, 8, 2, 2, compares=True)
     pictures = torch.randn(4, 3, 8, 8)
-    assert not torch.allclose(module(pictures, 1, 1.0)[:1], module(pictures[:1].expand(4, 3, 8, 8), 1, 1.0)[:1])
+    repeated = pictures[:1].expand(4, 3, 8, 8)
+    assert not torch.allclose(growing(pictures, 1, 1.0)[:1], growing(repeated, 1, 1.0)[:1])
+    assert not torch.allclose(comparing(pictures)[:1], comparing(repeated)[:1])
+
+
+def test_spread_by_hand(assert_close: Compare) -> None:
+    features = torch.tensor([[[[1.0]], [[0.0]]], [[[3.0]], [[6.0]]]])
+    expected = torch.tensor([[1.0, 0.0, 2.0], [3.0, 6.0, 2.0]])[..., None, None]
+    assert_close(with_spread(features), expected, max_abs=1e-6)
 
 
 @pytest.mark.parametrize(

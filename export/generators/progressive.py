@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tilefuse.errors import ModelError
+from tilefuse.export.generators.discriminators import with_spread
 from tilefuse.export.generators.pggan import PGGAN, SLOPE, Block, pixel_norm
 
 
@@ -98,8 +99,7 @@ class GrowingPGGAN(nn.Module):
 class GrowingDiscriminator(nn.Module):
     """Scores images [N, channels, 4*2**level, same] as logits [N]: the generator's mirror, grown along with it.
 
-    The standard deviation over the batch is one more channel at 4x4, so that a batch of one picture repeated looks
-    unlike real ones.
+    At 4x4 the spread of the batch is one more channel (`with_spread`).
     """
 
     def __init__(self, widths: tuple[int, ...], channels: int) -> None:
@@ -123,8 +123,6 @@ class GrowingDiscriminator(nn.Module):
             if index == level and alpha < 1.0:
                 below = F.leaky_relu(self.from_rgb[level - 1](F.avg_pool2d(image, 2)), SLOPE)
                 x = torch.lerp(below, x, alpha)
-        spread = (x.var(0, correction=0) + 1e-8).sqrt().mean()
-        x = torch.cat([x, spread.expand(len(x), 1, *x.shape[2:])], 1)
-        x = F.leaky_relu(self.conv(x), SLOPE).flatten(1)
+        x = F.leaky_relu(self.conv(with_spread(x)), SLOPE).flatten(1)
         score: Tensor = self.output(F.leaky_relu(self.hidden(x), SLOPE))
         return score.squeeze(1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tilefuse.export.recipes.loop import Schedule, Step, Trainer, run
 from tilefuse.export.recipes.tensor_file import write_tensors
 
-TEXTURES = "brick, grass and gravel of scikit-image, halved and tinted, and rendered dead leaves; lowest fifth held out"
+TEXTURES = "brick, grass and gravel of scikit-image, tinted, and rendered dead leaves; lowest fifth held out"
 DATA: Mapping[str, str] = {
     "digits": "scikit-learn's digits, enlarged from 8x8 to 28x28 by Pillow's bicubic filter; a fifth held out",
     "textures-32": f"crops of 32 pixels of {TEXTURES}",

@@ -19,7 +19,9 @@ TINTS = {
 }
 LEAVES = 8
 LEAVES_SIZE = 160
+LEAVES_SHARE = 0.1
 HELD_OUT_ROWS = 0.2
+LARGEST_EDGE = 64
 
 
 @dataclass(frozen=True)
@@ -42,20 +44,19 @@ class Textures:
 
 
 def load_textures(edge: int, *, held_out: bool = False) -> Textures:
-    """Reads and renders the sheets, their lowest fifth held out; each of the four kinds is as likely as the others.
+    """Reads and renders the sheets, their lowest fifth held out.
 
-    The photographs are halved, so that a crop shows several bricks. Raises ModelError without scikit-image.
+    The photographs are shrunk to what 64 of their pixels fit into `edge`. Raises ModelError without scikit-image.
     """
-    photographs = [_tinted(name) for name in TINTS]
+    photographs = [_tinted(name, max(1, LARGEST_EDGE // edge)) for name in TINTS]
     leaves = [dead_leaves([77, index], LEAVES_SIZE) for index in range(LEAVES)]
     sheets = tuple(_part(sheet, held_out) for sheet in (*photographs, *leaves))
-    share = 1.0 / (len(photographs) + 1)
-    chances = np.array([share] * len(photographs) + [share / LEAVES] * LEAVES)
-    return Textures(sheets, chances / chances.sum(), edge)
+    shares = [(1.0 - LEAVES_SHARE) / len(photographs)] * len(photographs) + [LEAVES_SHARE / LEAVES] * LEAVES
+    return Textures(sheets, np.array(shares), edge)
 
 
-def _tinted(name: str) -> NDArray[np.uint8]:
-    gray = Image.fromarray(training_photograph(name)).convert("L").reduce(2)
+def _tinted(name: str, divisor: int) -> NDArray[np.uint8]:
+    gray = Image.fromarray(training_photograph(name)).convert("L").reduce(divisor)
     levels = np.asarray(gray, dtype=np.float64)
     low, high = np.percentile(levels, (1, 99))
     share = np.clip((levels - low) / (high - low), 0.0, 1.0)[..., None]
@@ -64,6 +65,5 @@ def _tinted(name: str) -> NDArray[np.uint8]:
 
 
 def _part(sheet: NDArray[np.uint8], held_out: bool) -> NDArray[np.uint8]:
-    # At least 64 rows either way, the largest crop.
-    border = sheet.shape[0] - max(64, round(HELD_OUT_ROWS * sheet.shape[0]))
+    border = sheet.shape[0] - max(LARGEST_EDGE, round(HELD_OUT_ROWS * sheet.shape[0]))
     return sheet[border:] if held_out else sheet[:border]
