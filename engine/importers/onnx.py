@@ -180,4 +180,7 @@ def _attribute(attribute: onnx.AttributeProto) -> Any:
     if attribute.type in (module.AttributeProto.GRAPH, module.AttributeProto.GRAPHS):
         raise ModelError(f"attribute {attribute.name} is a graph; control flow is not supported")
     value = module.helper.get_attribute_value(attribute)
+    if attribute.type == module.AttributeProto.FLOAT:
+        # The shortest decimal that is this float32: 1e-05, not 9.999999747378752e-06.
+        return float(str(np.float32(value)))
     return value.decode(errors="replace") if isinstance(value, bytes) else value

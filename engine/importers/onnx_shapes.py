@@ -20,6 +20,7 @@ from tilefuse.ops import (
     PixelShuffle,
     PixelUnshuffle,
     Pool2d,
+    PRelu,
     Reshape,
     Resize,
     Slice,
@@ -62,6 +63,10 @@ def infer(op: Op, shapes: Sequence[Dims]) -> Dims:
             return _reshaped(op, x)
         case Binary():
             return broadcast(*shapes)
+        case PRelu():
+            if len(shapes[1]) > len(x) or broadcast(*shapes) != x:
+                raise ValueError(f"a slope of shape {list(shapes[1])} does not broadcast to its input")
+            return x
         case Pool2d():
             pads = op.padding
             return (
