@@ -18,6 +18,7 @@ from tilefuse.images import FORMATS
 from tilefuse.images.outputs import shown
 from tilefuse.job_files import JobFiles, remove
 from tilefuse.journal import Header, History, Journal, differences, peek
+from tilefuse.machine import release_memory
 from tilefuse.model import Model
 from tilefuse.planner import Plan, Request, Serving, plan
 from tilefuse.storage import check_target, encode, open_raster
@@ -169,6 +170,7 @@ def _run(work: Work, journal: Journal, header: Header, progress: Progress | None
         done = _verified(raster, grid, history, work.cancelled)
         execution = _compute(work, raster, journal, done, progress)
         if execution.windows or not history.encoded or not os.path.lexists(files.encoded):
+            release_memory()
             target = Target(files.part, raster, result, job.compression, work.cancelled)
             encode(target, job.output.suffix.lower(), files.target())
             files.flush_encoded()

@@ -37,18 +37,13 @@ _SIGNATURES = {
 
 @dataclass(frozen=True)
 class Target:
-    """A finished raster (`path`, samples from `offset` on, described by `info`) and how to encode it."""
+    """A finished raster (`path`, described by `info`) and how to encode it."""
 
     path: Path
     raster: FlatRaster
     info: RasterInfo
     compression: str
     cancelled: Callable[[], bool]
-
-    @property
-    def offset(self) -> int:
-        """Where the samples begin in the raster's file."""
-        return self.raster.offset
 
 
 def is_raster_name(path: str | os.PathLike[str]) -> bool:
@@ -177,13 +172,13 @@ def encode(target: Target, suffix: str, output: Path) -> None:
             # The raster is an .npy file already.
             os.link(target.path, output)
         case "PNG":
-            encode_png(target.path, target.offset, info, output, cancelled)
+            encode_png(raster, info, output, cancelled)
         case "JPEG":
-            encode_jpeg(target.path, target.offset, info, output, cancelled)
+            encode_jpeg(raster, info, output, cancelled)
         case "WebP":
-            encode_webp(target.path, target.offset, info, output, cancelled)
+            encode_webp(raster, info, output, cancelled)
         case ".dzi":
-            encode_deep_zoom(target.path, target.offset, info, output, cancelled)
+            encode_deep_zoom(raster, info, output, cancelled)
         case _:
             raise UsageError(f"{suffix} is no output format; use one of {', '.join((*FORMATS, *RASTER_SUFFIXES))}")
 

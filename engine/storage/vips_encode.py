@@ -1,8 +1,14 @@
-"""PNG, JPEG, WebP and Deep Zoom from a finished raster, streamed through libvips."""
+"""PNG, JPEG, WebP and Deep Zoom from a finished raster, streamed through libvips.
+
+libvips gets the rows from a callback, as an uncompressed PNG stream: a raster it opens itself would be mapped into
+memory, which counts into the resident memory of the process.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,44 +16,47 @@ import numpy as np
 
 from tilefuse.errors import CapacityError, UsageError
 from tilefuse.machine import format_bytes
-from tilefuse.storage.base import RasterInfo
+from tilefuse.storage.base import Array, RasterInfo
+from tilefuse.storage.flat import FlatRaster
+from tilefuse.storage.tiff_encode import CancelledError
 from tilefuse.storage.vips import load_pyvips
 
-_FORMATS = {"uint8": "uchar", "uint16": "ushort", "float32": "float"}
 _JPEG_QUALITY = 95
 _DEEP_ZOOM_TILE_PX = 254
 _MM_PER_INCH = 25.4
+_BAND_BYTES = 4 << 20
+
+Cancelled = Callable[[], bool]
 
 
-def encode_png(raster: Path, offset: int, info: RasterInfo, target: Path, cancelled: Callable[[], bool]) -> None:
+def encode_png(raster: FlatRaster, info: RasterInfo, target: Path, cancelled: Cancelled) -> None:
     """Write 8 or 16 bits, compression level 1; float is rounded to 16 bits."""
-    image = _image(raster, offset, info, deepest=16)
-    _save(lambda: image.pngsave(str(target), compression=1, filter="sub"), image, cancelled)
+    bits = 8 if info.dtype == np.uint8 else 16
+    _save(lambda image: image.pngsave(str(target), compression=1, filter="sub"), raster, info, bits, cancelled)
 
 
-def encode_jpeg(raster: Path, offset: int, info: RasterInfo, target: Path, cancelled: Callable[[], bool]) -> None:
+def encode_jpeg(raster: FlatRaster, info: RasterInfo, target: Path, cancelled: Cancelled) -> None:
     """Write 8 bits, quality 95, chroma at full size; transparency on white."""
-    image = _image(raster, offset, info, deepest=8)
-    if info.alpha != "none":
-        image = image.flatten(background=255)
-    _save(lambda: image.jpegsave(str(target), Q=_JPEG_QUALITY, subsample_mode="off"), image, cancelled)
+
+    def save(image: Any) -> None:
+        image.jpegsave(str(target), Q=_JPEG_QUALITY, subsample_mode="off")
+
+    _save(save, raster, info, 8, cancelled, with_alpha=False)
 
 
-def encode_webp(raster: Path, offset: int, info: RasterInfo, target: Path, cancelled: Callable[[], bool]) -> None:
+def encode_webp(raster: FlatRaster, info: RasterInfo, target: Path, cancelled: Cancelled) -> None:
     """Write 8 bits, lossless."""
-    image = _image(raster, offset, info, deepest=8)
-    _save(lambda: image.webpsave(str(target), lossless=True, effort=0, exact=True), image, cancelled)
+    _save(lambda image: image.webpsave(str(target), lossless=True, effort=0, exact=True), raster, info, 8, cancelled)
 
 
-def encode_deep_zoom(raster: Path, offset: int, info: RasterInfo, target: Path, cancelled: Callable[[], bool]) -> None:
+def encode_deep_zoom(raster: FlatRaster, info: RasterInfo, target: Path, cancelled: Cancelled) -> None:
     """Write a Deep Zoom pyramid of lossless PNG tiles: `target` (.dzi) and the folder `target`_files beside it."""
-    image = _image(raster, offset, info, deepest=8)
     base = str(target.with_suffix(""))
-    _save(
-        lambda: image.dzsave(base, suffix=".png[compression=1]", tile_size=_DEEP_ZOOM_TILE_PX, overlap=1),
-        image,
-        cancelled,
-    )
+
+    def save(image: Any) -> None:
+        image.dzsave(base, suffix=".png[compression=1]", tile_size=_DEEP_ZOOM_TILE_PX, overlap=1)
+
+    _save(save, raster, info, 8, cancelled)
 
 
 def check_webp_memory(info: RasterInfo, memory: int) -> None:
@@ -60,29 +69,48 @@ def check_webp_memory(info: RasterInfo, memory: int) -> None:
         )
 
 
-def _image(raster: Path, offset: int, info: RasterInfo, deepest: int) -> Any:
-    """Return the raster as a libvips image of at most `deepest` bits, with its metadata."""
+def _save(
+    save: Callable[[Any], None],
+    raster: FlatRaster,
+    info: RasterInfo,
+    bits: int,
+    cancelled: Cancelled,
+    *,
+    with_alpha: bool | None = None,
+) -> None:
+    """Run an encoder on the raster as an image of 8 or 16 bits with metadata; without its alpha it lies on white."""
+    with_alpha = info.alpha != "none" if with_alpha is None else with_alpha
     pyvips = load_pyvips()
-    image = pyvips.Image.rawload(
-        str(raster),
-        info.width,
-        info.height,
-        info.bands,
-        offset=offset,
-        format=_FORMATS[info.dtype.name],
-        access="sequential",
-    )
-    gray = info.bands - (info.alpha != "none") == 1
-    full = 1.0 if info.dtype.kind == "f" else float(np.iinfo(info.dtype).max)
-    if info.dtype.kind == "f" or (deepest == 8 and info.dtype == np.uint16):
-        low, high = info.value_range or (0.0, full)
-        top = 2**deepest - 1
-        factor = top / (high - low)
-        image = image.linear(factor, -low * factor).rint().cast("uchar" if deepest == 8 else "ushort")
-    wide = image.format == "ushort"
-    image = image.copy(interpretation={(True, False): "b-w", (True, True): "grey16"}.get((gray, wide), "srgb"))
-    if wide and not gray:
-        image = image.copy(interpretation="rgb16")
+    chunks = _png(raster, info, bits, with_alpha)
+    rest = [b""]
+
+    def read(length: int) -> bytes | None:
+        while not rest[0]:
+            # A stream that ends too early is what stops an encoder.
+            chunk = None if cancelled() else next(chunks, None)
+            if chunk is None:
+                return None
+            rest[0] = chunk
+        given, rest[0] = rest[0][:length], rest[0][length:]
+        return given
+
+    # The source has to stay referenced until the encoder ends: libvips calls back through it.
+    source = pyvips.SourceCustom()
+    source.on_read(read)
+    try:
+        save(_described(pyvips, pyvips.Image.pngload_source(source, access="sequential", unlimited=True), info))
+    except pyvips.Error as error:
+        if cancelled():
+            raise CancelledError from error
+        reason = " ".join(str(error).split())
+        if any(word in reason.lower() for word in ("no space", "file too large", "quota", "write error")):
+            raise CapacityError(
+                f"no space left for the result ({reason}); make space, then run again with --resume"
+            ) from error
+        raise UsageError(f"the result can't be encoded ({reason}); choose another format") from error
+
+
+def _described(pyvips: Any, image: Any, info: RasterInfo) -> Any:
     metadata = info.metadata
     if metadata.dpi is not None:
         image = image.copy(xres=metadata.dpi[0] / _MM_PER_INCH, yres=metadata.dpi[1] / _MM_PER_INCH)
@@ -91,17 +119,49 @@ def _image(raster: Path, offset: int, info: RasterInfo, deepest: int) -> Any:
     return image
 
 
-def _save(save: Callable[[], None], image: Any, cancelled: Callable[[], bool]) -> None:
-    """Run an encoder; `cancelled` is asked as it advances and stops it."""
-    pyvips = load_pyvips()
-    image.set_progress(True)
-    image.signal_connect("eval", lambda pipeline, _: pipeline.set_kill(True) if cancelled() else None)
-    try:
-        save()
-    except pyvips.Error as error:
-        reason = " ".join(str(error).split())
-        if any(word in reason.lower() for word in ("no space", "file too large", "quota", "write error")):
-            raise CapacityError(
-                f"no space left for the result ({reason}); make space, then run again with --resume"
-            ) from error
-        raise UsageError(f"the result can't be encoded ({reason}); choose another format") from error
+def _png(raster: FlatRaster, info: RasterInfo, bits: int, with_alpha: bool) -> Iterator[bytes]:
+    """Give an uncompressed PNG piece by piece (W3C PNG, third edition; filter 0, stored deflate blocks)."""
+    colour = info.bands - (info.alpha != "none")
+    kind = {(1, False): 0, (3, False): 2, (1, True): 4, (3, True): 6}[colour, with_alpha]
+    yield b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", info.width, info.height, bits, kind, 0, 0, 0))
+    deflate = zlib.compressobj(0)
+    step = max(1, _BAND_BYTES // (info.width * info.bands * info.dtype.itemsize))
+    for top in range(0, info.height, step):
+        block = raster.read(top, min(top + step, info.height), 0, info.width)
+        if info.alpha != "none" and not with_alpha:
+            block = _on_white(block[..., :-1], block[..., -1:], info)
+        samples = np.ascontiguousarray(_rounded(block, info, bits), ">u2" if bits == 16 else np.uint8)
+        lines = samples.view(np.uint8).reshape(len(block), -1)
+        filtered = np.zeros((lines.shape[0], lines.shape[1] + 1), np.uint8)
+        filtered[:, 1:] = lines
+        data = deflate.compress(filtered.data)
+        if data:
+            yield _chunk(b"IDAT", data)
+    yield _chunk(b"IDAT", deflate.flush()) + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
+
+
+def _on_white(colour: Array, alpha: Array, info: RasterInfo) -> Array:
+    _, high = _range(info)
+    full = float(np.iinfo(alpha.dtype).max) if alpha.dtype.kind == "u" else 1.0
+    share = alpha.astype(np.float32) / np.float32(full)
+    blended = colour * share + np.float32(high) * (1 - share)
+    return blended if colour.dtype.kind == "f" else np.rint(blended).astype(colour.dtype)
+
+
+def _rounded(values: Array, info: RasterInfo, bits: int) -> Array:
+    if values.dtype.kind == "u" and 8 * values.itemsize == bits:
+        return values
+    low, high = _range(info)
+    share = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
+    return np.rint(share * (2**bits - 1))
+
+
+def _range(info: RasterInfo) -> tuple[float, float]:
+    """Return the samples that show as black and white."""
+    if info.dtype.kind == "u":
+        return 0.0, float(np.iinfo(info.dtype).max)
+    return info.value_range or (0.0, 1.0)

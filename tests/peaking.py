@@ -1,0 +1,98 @@
+"""Run a job and print what it took, as a module in a process of its own: only then is its memory its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+import tilefuse
+from tilefuse.api import SessionKey
+from tilefuse.execute import execute
+from tilefuse.interruptible import run_interruptibly
+from tilefuse.journal import Journal
+from tilefuse.storage import open_raster
+from tilefuse.storage.flat import FlatRaster
+from tilefuse.streamed_windows import OneByOne, RasterCores, RasterWindows, split_bands
+from tilefuse.tiling import grid
+
+
+def resident(key: str = "VmRSS") -> int:
+    """Resident bytes of this process now, or at its highest (VmHWM)."""
+    return int(re.search(rf"^{key}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)[1]) * 1024
+
+
+def reset_peak() -> int:
+    """Forget the highest resident size so far and return the present one."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident()
+
+
+def loaded(memory: str) -> tilefuse.Engine:
+    """Load a model and every library that a job touches, so that growth is the job's own."""
+    import pyvips  # noqa: F401
+    import tifffile  # noqa: F401
+    import zarr  # noqa: F401
+
+    engine = tilefuse.load("espcn-x4", memory=memory)
+    engine(np.zeros((24, 24, 3), np.uint8))
+    return engine
+
+
+def job(source: str, output: str, memory: str, compression: str) -> None:
+    """Run a file under a budget and print peak growth, times and windows."""
+    engine = loaded(memory)
+    before, cpu, started = reset_peak(), time.process_time(), time.perf_counter()
+    report = engine.run_file(source, output, overwrite=True, compression=compression)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss == 0, "the process tree is this process"
+    print(
+        json.dumps(
+            {
+                "growth_bytes": resident("VmHWM") - before,
+                "seconds": time.perf_counter() - started,
+                "cpu_seconds": time.process_time() - cpu,
+                "compute_seconds": report.compute_seconds,
+                "windows": report.windows,
+                "estimated_bytes": report.plan.peak_bytes,
+            }
+        )
+    )
+
+
+def gigapixels(source: str, folder: str, memory: str, count: int) -> None:
+    """Plan a huge image, run its first and its last windows, and print the growth of both."""
+    engine = loaded(memory)
+    started = time.perf_counter()
+    reader = open_raster(Path(source), Path(folder), 1 << 24)
+    made = engine.plan(reader.info.height, reader.info.width, channels=0)
+    planned = time.perf_counter() - started
+    cut = grid(made.height, made.width, made.tile, engine.footprint)
+    planes = split_bands(reader.info, engine.model.image_channels, per_band=False)
+    growth = []
+    journal = Journal(Path(folder) / "journal")
+    journal.start({})
+    with open(Path(folder) / "part", "w+b") as part:
+        raster = FlatRaster(part.fileno(), 0, (*cut.output, 1), reader.info.dtype)
+        session = OneByOne(engine._sessions.get(SessionKey(1, cut.window, "fp32")))
+        windows = RasterWindows(reader, reader.info, planes)
+        for first in (0, len(cut) - count):
+            cores = RasterCores(raster, journal, cut, reader, reader.info, planes)
+            before = reset_peak()
+            chosen = range(first, first + count)
+            run_interruptibly(
+                lambda _, cores=cores, chosen=chosen: execute(cut, session, windows, cores, windows=chosen)
+            )
+            growth.append(resident("VmHWM") - before)
+    print(json.dumps({"planned_seconds": planned, "windows": len(cut), "growth_bytes": growth}))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "job":
+        job(*sys.argv[2:6])
+    else:
+        gigapixels(*sys.argv[2:5], int(sys.argv[5]))
