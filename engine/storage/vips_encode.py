@@ -148,7 +148,7 @@ def _on_white(colour: Array, alpha: Array, info: RasterInfo) -> Array:
     _, high = _range(info)
     full = float(np.iinfo(alpha.dtype).max) if alpha.dtype.kind == "u" else 1.0
     share = alpha.astype(np.float32) / np.float32(full)
-    blended = colour * share + np.float32(high) * (1 - share)
+    blended: Array = colour * share + np.float32(high) * (1 - share)
     return blended if colour.dtype.kind == "f" else np.rint(blended).astype(colour.dtype)
 
 
@@ -157,7 +157,8 @@ def _rounded(values: Array, info: RasterInfo, bits: int) -> Array:
         return values
     low, high = _range(info)
     share = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
-    return np.rint(share * (2**bits - 1))
+    samples: Array = np.rint(share * (2**bits - 1))
+    return samples
 
 
 def _range(info: RasterInfo) -> tuple[float, float]:

@@ -1,0 +1,96 @@
+"""Streamed jobs and many files from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_cli import MODEL, one_line, tilefuse
+from tilefuse.job_files import JobFiles
+from tilefuse.journal import Journal
+
+pytest.importorskip("tifffile")
+pytest.importorskip("zarr")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number, name in enumerate(("a.png", "b.png", "c.npy", "d.npy")):
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 24 + number, 3), np.uint8)
+        if name.endswith("npy"):
+            np.save(folder / name, pixels)
+        else:
+            Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+def test_many_at_once_equal_one_after_another(folder: Path, tmp_path: Path) -> None:
+    for jobs in (1, 3):
+        result = tilefuse("run", folder, "-o", tmp_path / str(jobs), "-m", MODEL, "--jobs", jobs, "--tile", 16)
+        assert (result.exit_code, result.output) == (0, "")
+    names = sorted(p.name for p in (tmp_path / "1").iterdir())
+    assert names == ["a.png", "b.png", "c.npy", "d.npy"]
+    for name in names:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
+
+
+def test_errors_are_collected_and_the_whole_goes_on_with_resume(folder: Path, tmp_path: Path) -> None:
+    good = (folder / "c.npy").read_bytes()
+    (folder / "c.npy").write_bytes(good[:500])
+    out = tmp_path / "out"
+    result = tilefuse("run", folder, "-o", out, "-m", MODEL, "--jobs", 2)
+    assert result.exit_code == 7
+    assert "1 of 4 images failed" in result.stderr
+    one_line(tilefuse("run", folder, "-o", out, "-m", MODEL), 2, "already exists")
+    (folder / "c.npy").write_bytes(good)
+    before = (out / "a.png").stat().st_mtime_ns
+    result = tilefuse("run", folder, "-o", out, "-m", MODEL, "--resume", "--json")
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {event["source"] for event in events} == {str(folder / "c.npy")}
+    assert (out / "a.png").stat().st_mtime_ns == before
+    result = tilefuse("run", folder, "-o", out, "-m", MODEL, "--resume")
+    assert (result.exit_code, result.stderr) == (0, "tilefuse: every output is there and complete\n")
+
+
+def test_an_unfinished_run_is_not_overwritten_by_surprise(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.npy"
+    journal = Journal(JobFiles(output).journal)
+    journal.start({"tile": "16"})
+    journal.close()
+    arguments = ("run", folder / "c.npy", "-o", output, "-m", MODEL)
+    one_line(tilefuse(*arguments), 2, "go on with --resume")
+    one_line(tilefuse(*arguments, "--resume"), 2, "the job is another one", "version was absent")
+    assert tilefuse(*arguments, "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--range", "5"), ["LO:HI"]),
+        (("--range", "5:5"), ["LO:HI"]),
+        (("--range", "0:nan"), ["LO:HI"]),
+        (("--compression", "lzma"), ["deflate, zstd, none"]),
+    ],
+)
+def test_streaming_options_that_are_none(
+    folder: Path, tmp_path: Path, options: tuple[str, str], words: list[str]
+) -> None:
+    one_line(tilefuse("run", folder / "c.npy", "-o", tmp_path / "out.npy", "-m", MODEL, *options), 2, *words)
+
+
+def test_ranges_and_bands_from_the_command_line(tmp_path: Path) -> None:
+    np.save(tmp_path / "in.npy", np.full((20, 20, 6), 500, np.float32))
+    options = ("--per-band", "--range", "0:1000")
+    result = tilefuse("run", tmp_path / "in.npy", "-o", tmp_path / "out.zarr", "-m", MODEL, *options)
+    assert result.exit_code == 0, result.output
+    import zarr
+
+    found = np.asarray(zarr.open(str(tmp_path / "out.zarr"), mode="r")[:])
+    assert found.shape == (80, 80, 6)
+    assert np.abs(found - 500).max() < 30
