@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import tilefuse
+from tilefuse import streaming_run
 from tilefuse.errors import CapacityError, ImageError, UsageError
 from tilefuse.job_files import JobFiles
 from tilefuse.journal import Journal
@@ -179,6 +180,30 @@ def test_a_full_disk_is_5_and_resumable(source: Path, tmp_path: Path, share: flo
     assert not output.exists()
     engine.run_file(source, output, resume=True)
     assert output.read_bytes() == reference.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png", ".jpg", ".webp", ".zarr", ".dzi"])
+def test_a_disk_full_while_encoding_costs_no_window(
+    engine: tilefuse.Engine, source: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / f"out{suffix}"
+    encode = streaming_run.encode
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limited(*arguments: object) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        try:
+            encode(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(streaming_run, "encode", limited)
+        with pytest.raises(CapacityError, match=r"no space left .* --resume"):
+            engine.run_file(source, output, resume=True)
+    assert not output.exists()
+    assert engine.run_file(source, output, resume=True).windows == 0
+    assert [p.name for p in tmp_path.iterdir() if "tilefuse" in p.name] == []
 
 
 def test_a_disk_too_small_is_refused_before_the_work(
