@@ -94,6 +94,13 @@ def test_windows_of_separate_planes_ome_and_sparse_files(tmp_path: Path) -> None
     check_windows(tmp_path / "sparse" / "in.tif", np.zeros((*SIZE, 1), np.uint8))
 
 
+@pytest.mark.parametrize("options", [{}, {"tile": (16, 16), "compression": "zlib"}])
+def test_white_is_zero_reads_as_white(tmp_path: Path, options: dict[str, object]) -> None:
+    pixels = noise(1)
+    tifffile.imwrite(tmp_path / "in.tif", 255 - pixels[..., 0], photometric="miniswhite", **options)
+    check_windows(tmp_path / "in.tif", pixels)
+
+
 @pytest.mark.parametrize("version", [2, 3])
 def test_windows_of_zarr(tmp_path: Path, version: int) -> None:
     pixels = noise(3, "uint16")

@@ -98,8 +98,8 @@ class TiffReader:
             for row in range(y0 // self._rows, -(-y1 // self._rows)):
                 for column in range(x0 // self._columns, -(-x1 // self._columns)):
                     self._paste(block, row, column, y0, x0)
-        if self._page.photometric == _MIN_IS_WHITE:
-            np.subtract(np.iinfo(block.dtype).max, block, out=block) if block.dtype.kind == "u" else None
+        if self._page.photometric == _MIN_IS_WHITE and block.dtype.kind == "u":
+            np.subtract(np.iinfo(block.dtype).max, block, out=block)
         return block
 
     def close(self) -> None:
