@@ -57,7 +57,8 @@ def _from_module(module: nn.Module, name: str, details: Mapping[str, str], examp
         except ModelError as error:
             # The module itself is the truth: what the vocabulary can't say still runs, as a whole.
             untiled, channels, why = _untiled(inputs[0], module(*inputs), str(error))
-            return Model(name, sha256, None, str(error), module, None, untiled, why, channels, details)
+            model = Model(name, sha256, None, str(error), module, details=details)
+            return replace(model, footprint=untiled, no_footprint=why, image_channels=channels)
     return _captured(Model(name, sha256, graph, module=module, details=details), graph)
 
 
