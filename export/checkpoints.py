@@ -56,12 +56,13 @@ def load_state_dict(path: str | os.PathLike[str]) -> Checkpoint:
             if start.startswith(b"PK\x03\x04"):
                 archives.check_archive(file, size)
                 found = _torch_load(path, file)
+            # Asked before the pickle's \x80, which may as well be the lowest byte of a safetensors header's length.
+            elif start[8:9] == b"{" or (Path(path).suffix.lower() == ".safetensors" and start[:1] != b"\x80"):
+                _check_header(start, size)
+                found, metadata = _safetensors_load(path)
             elif start.startswith(b"\x80"):
                 archives.check_legacy(file)
                 found = _torch_load(None, file)
-            elif Path(path).suffix.lower() == ".safetensors" or start[8:9] == b"{":
-                _check_header(start, size)
-                found, metadata = _safetensors_load(path)
             else:
                 raise ModelError("no checkpoint by its content; expected what torch.save or safetensors writes")
             tensors = _checked(_unwrap(found), size)

@@ -202,6 +202,18 @@ def test_damage_is_refused_or_harmless(save: Save, tmp_path: Path) -> None:
         assert "\n" not in refusal_of(path)
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_header_length_that_begins_like_a_pickle(suffix: str, tmp_path: Path) -> None:
+    path, weights = tmp_path / f"net{suffix}", weights_of(compact())
+    for padding in range(0, 256, 8):
+        save_file(weights, path, metadata={"padding": "x" * padding})
+        if path.read_bytes()[0] == 0x80:
+            break
+    else:
+        pytest.fail("no header of such a length")
+    assert load_state_dict(path).tensors.keys() == weights.keys()
+
+
 def test_bundled_lists_files_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "_WEIGHTS", tmp_path)
     assert bundled() == {}
