@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tilefuse.export.recipes.dead_leaves import dead_leaves
+from tilefuse.export.recipes.dead_leaves import SHORTEST_WAVE_PX, dead_leaves
 from tilefuse.export.recipes.photographs import TRAINING, training_photograph
 
 
@@ -16,13 +16,14 @@ from tilefuse.export.recipes.photographs import TRAINING, training_photograph
 class DataMix:
     """What a recipe trains on: `pictures` dead-leaves pictures, square, of `picture_size` pixels, and photographs.
 
-    `photograph_share` of the patches come from the photographs.
+    `photograph_share` of the patches come from the photographs. Gratings are no finer than `shortest_wave_px`.
     """
 
     pictures: int
     picture_size: int
     photograph_share: float
     photographs: tuple[str, ...] = TRAINING
+    shortest_wave_px: float = SHORTEST_WAVE_PX
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,10 @@ class Pool:
 
 def build_pool(mix: DataMix, scale: int, patch: int, seed: int) -> Pool:
     """Renders the pictures, reads the photographs and shrinks them all by `scale` with Pillow's bicubic filter."""
-    rendered = [dead_leaves([seed, index], mix.picture_size) for index in range(mix.pictures)]
+    rendered = [
+        dead_leaves([seed, index], mix.picture_size, shortest_wave_px=mix.shortest_wave_px)
+        for index in range(mix.pictures)
+    ]
     photographs = [training_photograph(name) for name in mix.photographs]
     pairs = [shrink(image, scale) for image in (*rendered, *photographs)]
     large_enough = np.array([min(small.shape[:2]) >= patch for small, _ in pairs])

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 SUPERSAMPLE = 2
+SHORTEST_WAVE_PX = 2.5
 SMALL_RADIUS = 5.0  # in finished pixels; smaller shapes are flat, because a texture in them could not be seen
 
 
@@ -24,12 +25,15 @@ class Look:
     noise: float
 
 
-def dead_leaves(seed: int | list[int], size: int = 384) -> NDArray[np.uint8]:
+def dead_leaves(
+    seed: int | list[int], size: int = 384, *, shortest_wave_px: float = SHORTEST_WAVE_PX
+) -> NDArray[np.uint8]:
     """Renders one picture, uint8 [size, size, 3], the same for the same seed.
 
     Shapes cover each other in random order, their radii following a power law, so that the picture is scale invariant
     as photographs are; each carries a flat colour, a gradient, a grating or fractal noise. Edges are anti-aliased by
-    rendering larger and averaging.
+    rendering larger and averaging. No grating is finer than `shortest_wave_px`: a network trained on gratings that its
+    input can't carry invents stripes.
 
     Source: Lee, Mumford and Huang, "Occlusion Models for Natural Images", IJCV 2001; Achddou, Gousseau
     and Ladjal, "Fully synthetic training for image restoration tasks", CVIU 2023.
@@ -37,7 +41,7 @@ def dead_leaves(seed: int | list[int], size: int = 384) -> NDArray[np.uint8]:
     rng = np.random.default_rng(seed)
     look = _draw_look(rng)
     edge = size * SUPERSAMPLE
-    sheets = [_sheet(rng, edge, look) for _ in range(7)]
+    sheets = [_sheet(rng, edge, look, shortest_wave_px) for _ in range(7)]
     canvas = sheets[0].copy()
     draw = ImageDraw.Draw(canvas)
     smallest, largest = look.radius_limits
@@ -115,7 +119,7 @@ def _paste(
     canvas.paste(patch, (int(corner[0]), int(corner[1])), mask)
 
 
-def _sheet(rng: np.random.Generator, edge: int, look: Look) -> Image.Image:
+def _sheet(rng: np.random.Generator, edge: int, look: Look, shortest_wave_px: float) -> Image.Image:
     """Draws a textured sheet [edge, edge] from which shapes are cut: two colours mixed by a pattern."""
     kind = rng.choice(4, p=[0.25, 0.25, 0.3, 0.2])
     turn = rng.uniform(0, 2 * np.pi)
@@ -125,7 +129,7 @@ def _sheet(rng: np.random.Generator, edge: int, look: Look) -> Image.Image:
     if kind == 0:
         mix = 0.5 + 0.5 * across
     elif kind == 1:
-        waves = edge / SUPERSAMPLE / np.exp(rng.uniform(np.log(2.5), np.log(24.0)))
+        waves = edge / SUPERSAMPLE / np.exp(rng.uniform(np.log(shortest_wave_px), np.log(24.0)))
         bend = 0.06 * _fractal(rng, edge, 1.0, 1.0)
         wave = np.sin(np.float32(2 * np.pi * waves) * (across + bend * np.float32(rng.uniform(0, 1))))
         mix = 0.5 + 0.5 * np.tanh(wave * np.float32(rng.uniform(0.5, 4.0)))

@@ -56,10 +56,11 @@ RECIPES: dict[str, Recipe] = {
             "compact-x4",
             "SRVGGNetCompact",
             4,
-            PICTURES,
+            DataMix(pictures=300, picture_size=360, photograph_share=0.25, shortest_wave_px=9.0),
             {"num_feat": 48, "num_conv": 8, "upscale": 4},
-            steps=15000,
+            steps=10000,
             learning_rate=3e-3,
+            squared_share=0.0,
             checkpoint_steps=500,
         ),
     )
