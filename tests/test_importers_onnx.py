@@ -242,6 +242,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("y = Resize (x, e, s)", {"s": [1.0, 2.0, 1.0, 1.0]}, "only height and width"),
     ("y = Resize (x, e, s)", {"s": [2.0, 2.0]}, "Resize.*malformed"),
     ("y = Resize (x, e, e, t)", {"t": [1, 4, 9, 9]}, "Resize.*sizes"),
+    ("y = Resize <axes = [2,3]> (x, e, e, t)", {"t": [-5, 7]}, "Resize.*sizes.*empty"),
     ("y = Transpose <perm = [0,1,3,2]> (x)", {}, r"Transpose.*\[n, 4, h, w\] to \[n, 4, w, h\]"),
     ("y = Pad (x, p)", {"p": [0, 1, 0, 0, 0, 0, 0, 0]}, "Pad.*pads"),
     (f"{SHAPE} y = Pad (x, o)", {"k": [7]}, "Pad.*depends on the size of the image"),

@@ -29,6 +29,20 @@ if TYPE_CHECKING:
     import onnx
 
 OLDEST_OPSET = 9
+FLAGS = frozenset(
+    {
+        "allowzero",
+        "antialias",
+        "ceil_mode",
+        "count_include_pad",
+        "exclude_outside",
+        "keepdims",
+        "noop_with_empty_axes",
+        "training_mode",
+        "transA",
+        "transB",
+    }
+)
 FLOATING = {1: "FLOAT", 10: "FLOAT16", 11: "DOUBLE", 16: "BFLOAT16"}
 
 
@@ -42,13 +56,24 @@ def from_onnx(source: str | Path | onnx.ModelProto, constants: Mapping[str, NDAr
             names it.
     """
     model = read_model(source)
+    place = f"{source}: " if isinstance(source, str | Path) else ""
+    try:
+        return _convert_model(model, constants or {})
+    except ModelError as error:
+        raise ModelError(f"{place}{error}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        # protobuf hands out text that is not UTF-8 as bytes, and enums without a name; either may fail anywhere.
+        raise ModelError(f"{place}the ONNX model is malformed: {error}") from error
+
+
+def _convert_model(model: onnx.ModelProto, constants: Mapping[str, NDArray[Any]]) -> Graph:
     opset = _opset(model)
     _refuse_unknown(model)
     _check(model)
     names = {name for node in model.graph.node for name in (*node.input, *node.output)}
     builder = Builder(names=names | {value.name for value in (*model.graph.input, *model.graph.initializer)})
     values: dict[str, Value | None] = {"": None}
-    for name, array in (constants or {}).items():
+    for name, array in constants.items():
         if name not in {value.name for value in model.graph.input}:
             raise ModelError(f"the ONNX model has no input {name!r} to bind")
         values[name] = Constant(name, np.asarray(array))
@@ -68,6 +93,8 @@ def from_onnx(source: str | Path | onnx.ModelProto, constants: Mapping[str, NDAr
 def _opset(model: onnx.ModelProto) -> int:
     versions = {entry.domain: entry.version for entry in model.opset_import}
     opset = versions.get("", versions.get("ai.onnx", 0))
+    if not opset:
+        raise ModelError("the ONNX model names no opset; the file may be truncated")
     if opset < OLDEST_OPSET:
         raise ModelError(f"the ONNX model has opset {opset}; {OLDEST_OPSET} or later is needed: export it again")
     return int(opset)
@@ -160,6 +187,8 @@ def _run(call: Call, attributes: dict[str, Any]) -> tuple[Value, ...]:
         fixed = converter.keywords if isinstance(converter, partial) else {}
         if name not in taken or name in fixed:
             raise call.refuse(f"attribute {name} is not supported")
+        if name in FLAGS and attributes[name] not in (0, 1):
+            raise call.refuse(f"attribute {name} = {attributes[name]}; 0 or 1 is expected")
     since = len(call.builder.nodes)
     try:
         made = converter(call, **attributes)

@@ -106,9 +106,9 @@ class Call:
         return float(array.reshape(()))
 
     def pair(self, values: Sequence[int] | None, what: str, default: int = 1) -> tuple[int, int]:
-        """Read an attribute of two numbers, height and width."""
+        """Read an attribute of two numbers, height and width, each at least `default`."""
         if values is None:
             return default, default
-        if len(values) != 2 or any(v < 0 for v in values):
-            raise self.refuse(f"{what} = {list(values)} is not supported; two numbers, height and width, are")
+        if len(values) != 2 or min(values) < default:
+            raise self.refuse(f"{what} = {list(values)} is not supported; two numbers of at least {default} are")
         return values[0], values[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -44,7 +45,7 @@ def read_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     """
     module = onnx_module()
     if isinstance(source, module.ModelProto):
-        for tensor in _tensors(source.graph):
+        for tensor in _all_tensors(source):
             if tensor.data_location == module.TensorProto.EXTERNAL:
                 raise ModelError(f"tensor {tensor.name!r} lies in another file; load the model from its path instead")
         return source
@@ -54,10 +55,13 @@ def read_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     try:
         model.ParseFromString(data)
     except Exception as error:  # protobuf's DecodeError, whose module depends on its implementation
-        raise ModelError(f"{path} is not an ONNX model, or is truncated: {error}") from error
+        raise ModelError(f"{path}: not an ONNX model, or truncated: {error}") from error
     if not model.graph.node and not model.graph.output:
-        raise ModelError(f"{path} is not an ONNX model: it holds no graph")
-    _attach_external(model, path, MAX_BYTES - len(data))
+        raise ModelError(f"{path}: not an ONNX model; it holds no graph")
+    try:
+        _attach_external(model, path, MAX_BYTES - len(data))
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
     return model
 
 
@@ -73,9 +77,12 @@ def tensor_array(tensor: onnx.TensorProto) -> NDArray[Any]:
     if any(size < 0 for size in tensor.dims) or math.prod(tensor.dims) > MAX_BYTES:
         raise ModelError(f"tensor {tensor.name!r} has the shape {list(tensor.dims)}")
     try:
-        return np.asarray(module.numpy_helper.to_array(tensor))
+        array = np.asarray(module.numpy_helper.to_array(tensor))
     except Exception as error:  # a dozen kinds, by data type and field
         raise ModelError(f"tensor {tensor.name!r} can't be decoded: {error}") from error
+    if array.dtype == object:
+        raise ModelError(f"tensor {tensor.name!r} holds text, not numbers")
+    return array
 
 
 def onnx_example(model: onnx.ModelProto) -> Tensor | None:
@@ -102,11 +109,37 @@ def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
     return [*graph.initializer, *constants]
 
 
+def _all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Find the tensors of every graph in a model, those of branches, functions and training included."""
+    yield from _within(model.graph)
+    for function in model.functions:
+        yield from _of_nodes(function.node)
+    for training in model.training_info:
+        yield from _within(training.initialization)
+        yield from _within(training.algorithm)
+
+
+def _within(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _within(graph)
+
+
 def _attach_external(model: onnx.ModelProto, path: Path, budget: int) -> None:
     """Replace references to external data by the data."""
     module = onnx_module()
     folder = path.parent.resolve()
-    for tensor in _tensors(model.graph):
+    for tensor in _all_tensors(model):
         if tensor.data_location != module.TensorProto.EXTERNAL:
             continue
         fields = {entry.key: entry.value for entry in tensor.external_data}
@@ -129,15 +162,15 @@ def _read(path: Path, offset: int, length: int | None, budget: int) -> bytes:
     """Read part of a regular file of bounded size."""
     try:
         if not path.is_file():
-            raise ModelError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
+            raise ModelError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
         size = path.stat().st_size
         wanted = size - offset if length is None else length
         if offset < 0 or wanted < 0 or offset + wanted > size:
-            raise ModelError(f"{path} holds {size} bytes; the model expects {wanted} at {offset}")
+            raise ModelError(f"{path}: holds {size} bytes; the model expects {wanted} at {offset}")
         if wanted > budget:
             raise ModelError(f"{path}: a model may hold {MAX_BYTES} bytes in all; this is {wanted} more than is left")
         with path.open("rb") as file:
             file.seek(offset)
             return file.read(wanted)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} can't be read: {error}") from error
+        raise ModelError(f"{path}: can't be read: {error}") from error

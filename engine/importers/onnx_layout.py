@@ -52,6 +52,8 @@ def dropout(call: Call, *, ratio: float = 0.5, seed: int = 0) -> Value:
 def reshape(call: Call, *, allowzero: int = 0) -> Value:
     x = call.value(0)
     wanted = list(call.dims(1, "the input shape"))
+    if wanted.count(-1) > 1 or any(isinstance(size, int) and size < -1 for size in wanted):
+        raise call.refuse(f"shape [{', '.join(map(str, wanted))}] is not valid")
     if 0 in wanted and allowzero:
         raise call.refuse("attribute allowzero = 1 makes an empty tensor")
     sizes: list[Dim] = [x.shape[i] if size == 0 else size for i, size in enumerate(wanted)]
@@ -84,6 +86,8 @@ def squeeze(call: Call, *, axes: Ints = None) -> Value:
         if any(isinstance(size, Size) for size in x.shape):
             raise call.refuse("axes must be given where sizes are unknown")
         given = [i for i, size in enumerate(x.shape) if size == 1]
+    elif not given:
+        raise call.refuse("axes = [] is not defined")
     dropped = {axis % len(x.shape) for axis in given}
     if any(x.shape[axis] != 1 for axis in dropped):
         raise call.refuse(f"axes = {sorted(dropped)} of a tensor of [{', '.join(map(str, x.shape))}]")
@@ -196,16 +200,16 @@ def gather(call: Call, *, axis: int = 0) -> Value:
 
 
 def depth_to_space(call: Call, *, blocksize: int, mode: str = "DCR") -> Value:
-    return call.add(PixelShuffle(blocksize, _order(call, mode)), call.image(0))
+    return call.add(PixelShuffle(blocksize, _order(call, mode, blocksize)), call.image(0))
 
 
 def space_to_depth(call: Call, *, blocksize: int, mode: str = "DCR") -> Value:
-    return call.add(PixelUnshuffle(blocksize, _order(call, mode)), call.image(0))
+    return call.add(PixelUnshuffle(blocksize, _order(call, mode, blocksize)), call.image(0))
 
 
-def _order(call: Call, mode: str) -> ShuffleOrder:
-    if mode not in ("DCR", "CRD"):
-        raise call.refuse(f"attribute mode = {mode} is not supported")
+def _order(call: Call, mode: str, blocksize: int) -> ShuffleOrder:
+    if mode not in ("DCR", "CRD") or blocksize < 1:
+        raise call.refuse(f"attributes mode = {mode} and blocksize = {blocksize} are not supported")
     return "crd" if mode == "CRD" else "dcr"
 
 

@@ -110,6 +110,8 @@ def _reduce_mean(call: Call, *, axes: Any = None, keepdims: int = 1, noop_with_e
     if not given and noop_with_empty_axes:
         return x
     dims = tuple(axis % len(x.shape) for axis in given) or tuple(range(len(x.shape)))
+    if len(set(dims)) < len(dims):
+        raise call.refuse(f"axes = {list(given)} name an axis twice")
     return call.add(Mean(dims, bool(keepdims)), x)
 
 

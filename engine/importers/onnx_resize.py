@@ -121,6 +121,8 @@ def _target(call: Call, x: Dims, along: Sequence[int]) -> tuple[tuple[Fraction, 
     _unscaled(call, ratios[:2], "sizes")
     height, width = wanted[2], wanted[3]
     if isinstance(height, int) and isinstance(width, int):
+        if min(height, width) < 1:
+            raise call.refuse(f"sizes = {[height, width]} make an empty image")
         return None, (height, width)
     if ratios[2] is None or ratios[3] is None:
         raise call.refuse(f"sizes = [{height}, {width}] is no multiple of the input's [{x[2]}, {x[3]}] for every image")

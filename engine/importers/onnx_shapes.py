@@ -9,10 +9,12 @@ from fractions import Fraction
 from tilefuse.importers.onnx_sizes import Dim, Number, Size, ceil, divide, floor, unknown
 from tilefuse.ops import (
     AdaptivePool2d,
+    BatchNorm,
     Binary,
     Concat,
     Conv2d,
     ConvTranspose2d,
+    GroupNorm,
     Linear,
     Mean,
     Op,
@@ -38,11 +40,14 @@ def infer(op: Op, shapes: Sequence[Dims]) -> Dims:
     x = shapes[0]
     match op:
         case Conv2d():
-            return _conv(op, x, shapes[1])
+            return _with_bias(_conv(op, x, shapes[1]), 1, shapes[2:])
         case ConvTranspose2d():
-            return _conv_transpose(op, x, shapes[1])
+            return _with_bias(_conv_transpose(op, x, shapes[1]), 1, shapes[2:])
         case Linear():
-            return _linear(op, x, shapes[1])
+            made = _linear(op, x, shapes[1])
+            if len(shapes) > 2 and broadcast(made, shapes[2]) != made:
+                raise ValueError(f"a bias of shape {_text(shapes[2])} does not broadcast to {_text(made)}")
+            return made
         case Concat():
             return _concat(op, shapes)
         case Slice():
@@ -61,19 +66,18 @@ def infer(op: Op, shapes: Sequence[Dims]) -> Dims:
             return (*x[:-2], _dim(x[-2] + top + bottom), _dim(x[-1] + left + right))
         case Reshape():
             return _reshaped(op, x)
+        case BatchNorm() | GroupNorm():
+            return _normalised(op, shapes)
         case Binary():
             return broadcast(*shapes)
         case PRelu():
             if len(shapes[1]) > len(x) or broadcast(*shapes) != x:
-                raise ValueError(f"a slope of shape {list(shapes[1])} does not broadcast to its input")
+                raise ValueError(f"a slope of shape {_text(shapes[1])} does not broadcast to {_text(x)}")
             return x
         case Pool2d():
             pads = op.padding
-            return (
-                *x[:2],
-                _pooled(op, x[2], pads[0], pads[2], 0),
-                _pooled(op, x[3], pads[1], pads[3], 1),
-            )
+            height, width = _pooled(op, x[2], pads[0], pads[2], 0), _pooled(op, x[3], pads[1], pads[3], 1)
+            return _with_bias((*x[:2], height, width), 1, ())
         case AdaptivePool2d():
             return (*x[:2], *op.size)
         case Mean():
@@ -121,8 +125,33 @@ def _replace(shape: Dims, dim: int, size: Dim) -> Dims:
     return tuple(sizes)
 
 
+def _text(shape: Dims) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _with_bias(made: Dims, channels: int, bias: Sequence[Dims]) -> Dims:
+    """Check a layer's result: one bias a channel, and an image left over."""
+    if bias and bias[0] != (made[channels],):
+        raise ValueError(f"a bias of shape {_text(bias[0])} for {made[channels]} channels")
+    if any(isinstance(size, int) and size < 1 for size in made):
+        raise ValueError("its input is smaller than its kernel")
+    return made
+
+
+def _normalised(op: BatchNorm | GroupNorm, shapes: Sequence[Dims]) -> Dims:
+    x, *each = shapes
+    channels = x[1]
+    if any(shape != (channels,) for shape in each):
+        raise ValueError(f"weights of shapes {', '.join(map(_text, each))} for {channels} channels")
+    if isinstance(op, GroupNorm) and op.groups and (not isinstance(channels, int) or channels % op.groups):
+        raise ValueError(f"{channels} channels do not divide into {op.groups} groups")
+    return x
+
+
 def _conv(op: Conv2d, x: Dims, weight: Dims) -> Dims:
-    if isinstance(x[1], int) and isinstance(weight[1], int) and x[1] != weight[1] * op.groups:
+    if op.groups < 1 or (isinstance(weight[0], int) and weight[0] % op.groups):
+        raise ValueError(f"{weight[0]} channels do not divide into {op.groups} groups")
+    if x[1] != weight[1] * op.groups:
         raise ValueError(f"the weight takes {weight[1]} x {op.groups} channels, its input has {x[1]}")
     top, left, bottom, right = op.padding
     sizes = []
@@ -133,6 +162,8 @@ def _conv(op: Conv2d, x: Dims, weight: Dims) -> Dims:
 
 
 def _conv_transpose(op: ConvTranspose2d, x: Dims, weight: Dims) -> Dims:
+    if op.groups < 1 or (isinstance(weight[0], int) and weight[0] % op.groups):
+        raise ValueError(f"{weight[0]} channels do not divide into {op.groups} groups")
     if x[1] != weight[0]:
         raise ValueError(f"the weight takes {weight[0]} channels, its input has {x[1]}")
     top, left, bottom, right = op.padding
