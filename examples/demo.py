@@ -9,14 +9,14 @@ import tilefuse
 
 MODEL = "espcn-x4"
 OUT = Path("out")
-# Fur, whiskers and an eye: left, top, right, bottom in pixels of the original.
-DETAIL = (128, 60, 320, 204)
+# A spoon and the edge of a cup: left, top, right, bottom in pixels of the original.
+DETAIL = (260, 180, 452, 324)
 
 
 def main() -> None:
     """Write out/photo-x4.png and out/before-after.png."""
     OUT.mkdir(exist_ok=True)
-    photograph = Image.fromarray(skimage.data.chelsea()).crop((0, 0, 448, 300))
+    photograph = Image.fromarray(skimage.data.coffee())
     source, result = OUT / "photo.png", OUT / "photo-x4.png"
     photograph.save(source)
     engine = tilefuse.load(MODEL)
