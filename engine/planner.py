@@ -17,7 +17,7 @@ from tilefuse.tiling import Grid, grid
 
 # Edges worth considering, in input pixels: powers of two and their midpoints.
 TILE_CANDIDATES = (2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 48, 32, 16)
-# Slowdown of windows whose activations leave the last-level cache, measured on ESPCN (README, "Limits").
+# Assumed slowdown of windows whose activations leave the last-level cache; an estimate, not a measurement.
 CACHE_MISS_FACTOR = 1.3
 # Cost of one more window (slicing, conversion, a call into the backend), as pixels of computation.
 WINDOW_OVERHEAD_PX = 2000
