@@ -29,9 +29,11 @@ LATENT_RECIPES: dict[str, LatentRecipe] = {
             UNIT,
             {"latent": 64, "hidden": (128, 128), "channels": 1, "size": 28},
             steps=8000,
+            learning_rate=5e-4,
+            average_decay=0.998,
             half_precision=True,
             discriminator={"channels": 1, "size": 28, "hidden": (256, 128)},
-            penalty=0.5,
+            penalty=2.0,
             penalty_interval=4,
         ),
         AdversarialRecipe(
@@ -74,6 +76,7 @@ LATENT_RECIPES: dict[str, LatentRecipe] = {
             steps=3000,
             learning_rate=2e-3,
             half_precision=True,
+            kl_weight=2.5,
         ),
         AdversarialRecipe(
             "dcgan-textures",
@@ -94,15 +97,15 @@ LATENT_RECIPES: dict[str, LatentRecipe] = {
             "PGGAN",
             "textures-32",
             hyper_parameters={"latent": 64, "widths": (64, 64, 32, 16), "channels": 3},
-            steps=3000,
+            steps=3600,
             batch=16,
             learning_rate=2e-3,
-            average_decay=0.99,
             half_precision=True,
             discriminator={"widths": (64, 64, 32, 16)},
             penalty=1.0,
             penalty_interval=8,
             betas=(0.0, 0.99),
+            shares=(0.08, 0.12, 0.25, 0.55),
         ),
     )
 }
