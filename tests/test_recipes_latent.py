@@ -183,8 +183,8 @@ def test_gradient_penalties_by_hand() -> None:
 
 
 def test_variational_losses_by_hand() -> None:
-    mean, log_variance = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, math.log(4.0)], [0.0, 0.0]])
-    expected = 0.5 * (1.0 + (4.0 - 1.0 - math.log(4.0))) / 2
+    mean, log_variance = torch.tensor([[-2.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, math.log(4.0)], [0.0, 0.0]])
+    expected = 0.5 * (4.0 + (4.0 - 1.0 - math.log(4.0))) / 2
     assert kl_divergence(mean, log_variance).item() == pytest.approx(expected, rel=1e-6)
     logits, image = torch.tensor([[[[0.0, 2.0]]]]), torch.tensor([[[[1.0, 0.25]]]])
     by_hand = math.log(2) - 0.25 * math.log(SIGMOID[2.0]) - 0.75 * math.log(1 - SIGMOID[2.0])
