@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from tilefuse.backends import registry
 from tilefuse.backends.base import Precision, Session
-from tilefuse.errors import ImageError
+from tilefuse.errors import BackendError, ImageError
 from tilefuse.execute import Execution, Progress, execute
 from tilefuse.footprint import Footprint
 from tilefuse.generation import generate
@@ -75,6 +76,7 @@ class Report:
 class SessionKey:
     """What a compiled session is for."""
 
+    backend: str
     images: int
     window: tuple[int, int]
     precision: Precision
@@ -86,8 +88,13 @@ class Engine:
 
     model: Model
     options: Options
-    serving: Serving
+    candidates: tuple[Serving, ...]
     _sessions: SessionCache[SessionKey]
+
+    @property
+    def serving(self) -> Serving:
+        """The backend of choice; the other candidates stand by for windows that it can't compile."""
+        return self.candidates[0]
 
     @property
     def footprint(self) -> Footprint:
@@ -201,12 +208,12 @@ class Engine:
         self, job: StreamJob, progress: Progress | None, on_plan: Callable[[Plan], None] | None
     ) -> Report:
         started = time.perf_counter()
-        precision = self.serving.precision
+        serving = self.serving
         network = Network(
             self.model,
-            self.serving,
-            lambda window: self._sessions.get(SessionKey(1, window, precision)),
-            None if precision == "fp32" else lambda window: self._sessions.get(SessionKey(1, window, "fp32")),
+            serving,
+            lambda window: self._session(serving, 1, window),
+            None if serving.precision == "fp32" else lambda window: self._session(serving, 1, window, "fp32"),
         )
         done = run_interruptibly(
             lambda cancelled: run_streamed(
@@ -235,10 +242,9 @@ class Engine:
             ModelError: the network takes no latent.
             UsageError: the count is not positive, or there is no such label.
         """
-        precision = self.serving.precision
         return generate(
             self.model,
-            lambda images: self._sessions.get(SessionKey(images, (0, 0), precision)),
+            lambda images: self._session(self.serving, images, (0, 0)),
             count,
             seed=seed,
             label=label,
@@ -248,8 +254,7 @@ class Engine:
         self, picture: Picture, *, progress: Progress | None = None, on_plan: Callable[[Plan], None] | None = None
     ) -> tuple[Picture, Plan, Execution]:
         """Run a picture: colour, then alpha."""
-        depth = picture.pixels.shape[2] + (picture.alpha is not None)
-        made, grid = self._plan(picture.height, picture.width, depth, picture.pixels.dtype)
+        made, grid, serving = self._settle(picture)
         if on_plan is not None:
             on_plan(made)
         jobs = picture_jobs(picture, self.model.image_channels, grid.output)
@@ -257,7 +262,7 @@ class Engine:
         runs = []
         for position, job in enumerate(jobs):
             step = progress and _offset(progress, position * len(grid), total)
-            runs.append(self._run(job, grid, step))
+            runs.append(self._run(job, grid, serving, step))
         execution = Execution(
             total,
             sum(run.seconds for run in runs),
@@ -283,27 +288,48 @@ class Engine:
         stacked = torch.stack(results).to(image)
         return stacked if image.ndim == 4 else stacked[0]
 
-    def _plan(self, height: int, width: int, depth: int, dtype: np.dtype[Any]) -> tuple[Plan, Grid]:
+    def _settle(self, picture: Picture) -> tuple[Plan, Grid, Serving]:
+        """Plan a picture for the first candidate that compiles its window."""
+        depth = picture.pixels.shape[2] + (picture.alpha is not None)
+        failed: list[str] = []
+        for serving in self.candidates:
+            with_reasons = replace(serving, why=(*serving.why, *failed))
+            made, grid = self._plan(picture.height, picture.width, depth, picture.pixels.dtype, with_reasons)
+            try:
+                self._session(serving, made.images, grid.window)
+            except BackendError as error:
+                failed.append(f"{serving.backend} can't compile this window: {error}")
+            else:
+                return made, grid, serving
+        raise BackendError("; ".join(failed))
+
+    def _plan(
+        self, height: int, width: int, depth: int, dtype: np.dtype[Any], serving: Serving | None = None
+    ) -> tuple[Plan, Grid]:
         out_h, out_w = self.footprint.output_size(height, width)
         image_bytes = (height * width + out_h * out_w) * depth * dtype.itemsize
         images = 3 if self.model.image_channels[0] == 1 and depth >= 3 else 1
-        return plan(self.model, (images, height, width), image_bytes, self._request(), self.serving)
+        return plan(self.model, (images, height, width), image_bytes, self._request(), serving or self.serving)
+
+    def _session(
+        self, serving: Serving, images: int, window: tuple[int, int], precision: Precision | None = None
+    ) -> Session:
+        return self._sessions.get(SessionKey(serving.backend, images, window, precision or serving.precision))
 
     def _request(self) -> Request:
         request = self.options.request
         return request if request.memory else replace(request, memory=available_memory() // 2)
 
-    def _run(self, job: Job, grid: Grid, progress: Progress | None) -> Execution:
+    def _run(self, job: Job, grid: Grid, serving: Serving, progress: Progress | None) -> Execution:
         images = job.source.shape[0]
-        precision = self.serving.precision
         return execute(
             grid,
-            self._sessions.get(SessionKey(images, grid.window, precision)),
+            self._session(serving, images, grid.window),
             ArrayReader(job.source, self.model.image_channels[0]),
             ArrayWriter(job.result),
             exact_session=None
-            if precision == "fp32"
-            else lambda: self._sessions.get(SessionKey(images, grid.window, "fp32")),
+            if serving.precision == "fp32"
+            else lambda: self._session(serving, images, grid.window, "fp32"),
             progress=progress,
         )
 
@@ -338,16 +364,19 @@ def load(
     """
     options = Options.parse(device, backend, precision, tile, halo, schedule, memory)
     model = load_model(source)
-    chosen, serving = choose(model, options)
+    candidates = choose(model, options)
 
     def compile_session(key: SessionKey) -> Session:
         if model.graph is not None:
             shapes = input_shapes(model.graph, key.images, key.window)
         else:
             shapes = ((key.images, model.image_channels[0], *key.window),)
-        return chosen.compile(model, shapes, device=serving.device, precision=key.precision, threads=cpu_threads())
+        chosen = registry.get(key.backend)
+        return chosen.compile(
+            model, shapes, device=candidates[0].device, precision=key.precision, threads=cpu_threads()
+        )
 
-    return Engine(model, options, serving, SessionCache(compile_session))
+    return Engine(model, options, candidates, SessionCache(compile_session))
 
 
 def _offset(progress: Progress, done: int, total: int) -> Progress:

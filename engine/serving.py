@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 
 from tilefuse.backends import registry
-from tilefuse.backends.base import Backend, Precision
+from tilefuse.backends.base import Precision
 from tilefuse.errors import BackendError
 from tilefuse.model import Model
 from tilefuse.options import Options
 from tilefuse.planner import Serving
 
 
-def choose(model: Model, options: Options) -> tuple[Backend, Serving]:
-    """Pick the named backend, or the first in the order of preference that can serve.
+def choose(model: Model, options: Options) -> tuple[Serving, ...]:
+    """List the backends that can serve: the named one alone, or all in the order of preference.
+
+    The first is the choice; the others stand by for windows that it can't compile after all.
 
     Raises:
         UsageError: no backend has that name.
@@ -28,12 +30,16 @@ def choose(model: Model, options: Options) -> tuple[Backend, Serving]:
         backend = registry.get(options.backend)
         offered = [(backend.name, backend.available() or backend.refusal(model, device, precision))]
     how = "first in the order of preference that can serve" if options.backend == "auto" else "as asked"
+    serving: list[Serving] = []
     skipped: list[str] = []
     for name, reason in offered:
         if reason is None:
-            return registry.get(name), Serving(name, device, precision, (f"{name}: {how}", *skipped))
-        skipped.append(f"{name} can't serve: {reason}")
-    raise BackendError(f"{model.name} can't run in {precision} on {device}: {'; '.join(skipped)}")
+            serving.append(Serving(name, device, precision, (f"{name}: {how}", *skipped)))
+        else:
+            skipped.append(f"{name} can't serve: {reason}")
+    if not serving:
+        raise BackendError(f"{model.name} can't run in {precision} on {device}: {'; '.join(skipped)}")
+    return tuple(serving)
 
 
 def _device(asked: str) -> str:

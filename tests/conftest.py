@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +16,11 @@ settings.register_profile(
 settings.load_profile("tilefuse")
 
 Compare = Callable[..., None]
+
+
+def hear_interrupts() -> None:
+    """Let a child process be interrupted though the tests run in the background, where a shell has it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture

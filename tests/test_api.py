@@ -14,6 +14,7 @@ from torch import nn
 import tilefuse
 from tilefuse.backends import registry
 from tilefuse.errors import BackendError, CapacityError, ImageError, ModelError, UsageError
+from tilefuse.images import picture_from_array
 
 MODEL = "espcn-x4"
 
@@ -79,6 +80,25 @@ def test_tiled_equals_whole_on_every_backend(backend: str, photograph: np.ndarra
 def test_sizes_down_to_one_pixel(engine: tilefuse.Engine) -> None:
     for height, width in ((1, 1), (1, 9), (7, 1), (2, 3)):
         assert engine(np.full((height, width, 3), 128, np.uint8)).shape == (4 * height, 4 * width, 3)
+
+
+def test_a_backend_that_cannot_compile_makes_way_and_is_named(
+    photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = tilefuse.load(MODEL)
+    first, second = (registry.get(candidate.backend) for candidate in engine.candidates[:2])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise BackendError("no room for this window")
+
+    expected = tilefuse.load(MODEL, backend=second.name)(photograph)
+    monkeypatch.setattr(type(first), "compile", refuse)
+    _, plan, _ = engine.run_picture(picture_from_array(photograph))
+    assert plan.backend == second.name
+    assert any("no room for this window" in reason for reason in plan.why)
+    assert np.array_equal(engine(photograph), expected)
+    with pytest.raises(BackendError, match="no room"):
+        tilefuse.load(MODEL, backend=first.name)(photograph)
 
 
 def test_many_threads_equal_one(engine: tilefuse.Engine) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 import tilefuse as tilefuse_package
 from tests.attacks import images as image_attacks
 from tests.attacks import models as model_attacks
+from tests.conftest import hear_interrupts
 from tilefuse import cli
 
 MODEL = "espcn-x4"
@@ -190,7 +191,8 @@ def test_a_stopped_run_leaves_nothing(tmp_path: Path, sent: int, code: int) -> N
     source, out = tmp_path / "in.png", tmp_path / "out.png"
     Image.new("RGB", (1500, 1500)).save(source)
     arguments = process("run", source, "-o", out, "-m", MODEL, "--json", "--tile", 16, "--backend", "torch_eager")
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(arguments, preexec_fn=hear_interrupts, **pipes) as running:
         assert running.stdout is not None
         while '"progress"' not in running.stdout.readline():
             assert running.poll() is None

@@ -234,7 +234,8 @@ def test_a_signal_stops_within_two_seconds_and_the_job_goes_on(tmp_path: Path, s
     np.save(source, np.zeros((1200, 1200, 3), np.uint8))
     command = [sys.executable, "-c", "from tilefuse.cli import main; main()", "run", source, "-o", output]
     command += ["-m", "espcn-x4", "--json", "--tile", "64", "--backend", "torch_eager"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, preexec_fn=hear_interrupts, **pipes) as running:
         while '"progress"' not in running.stdout.readline():
             assert running.poll() is None
         sent_at = time.monotonic()
