@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import tilefuse
+from tests.conftest import hear_interrupts
 from tilefuse import streaming_run
 from tilefuse.errors import CapacityError, ImageError, UsageError
 from tilefuse.job_files import JobFiles
