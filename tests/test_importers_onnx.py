@@ -293,6 +293,13 @@ def test_bound_inputs_disappear(assert_close: Compare) -> None:
     assert_close(graph.evaluate(x)[0], x.reshape(2, 2, -1, 1))
 
 
+def test_binding_an_input_replaces_its_default(assert_close: Compare) -> None:
+    model = parsed("y = Mul (x, k)", inputs="float[n,4,h,w] x, float k", k=2.0)
+    x = torch.rand(1, 4, 3, 5)
+    assert_close(run(model, x), 2 * x)
+    assert_close(from_onnx(model, {"k": np.float32(3)}).evaluate(x)[0], 3 * x)
+
+
 def test_run_time_bounds_and_weights(assert_close: Compare) -> None:
     inputs = "float[n,4,h,w] x, float low, float[2,4,3,3] k"
     graph = from_onnx(parsed("a = Clip (x, low) y = Conv (a, k)", inputs=inputs))

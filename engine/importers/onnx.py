@@ -73,12 +73,12 @@ def _convert_model(model: onnx.ModelProto, constants: Mapping[str, NDArray[Any]]
     names = {name for node in model.graph.node for name in (*node.input, *node.output)}
     builder = Builder(names=names | {value.name for value in (*model.graph.input, *model.graph.initializer)})
     values: dict[str, Value | None] = {"": None}
+    for tensor in model.graph.initializer:
+        values[tensor.name] = Constant(tensor.name, tensor_array(tensor))
     for name, array in constants.items():
         if name not in {value.name for value in model.graph.input}:
             raise ModelError(f"the ONNX model has no input {name!r} to bind")
         values[name] = Constant(name, np.asarray(array))
-    for tensor in model.graph.initializer:
-        values[tensor.name] = Constant(tensor.name, tensor_array(tensor))
     inputs = [_input(value) for value in model.graph.input if value.name not in values]
     values |= dict(inputs)
     for node in model.graph.node:
