@@ -15,7 +15,7 @@ demo: $(STAMP)
 	$(PY) examples/demo.py
 
 # One test process a core, each of one thread: faster than one process of many threads.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from fractions import Fraction
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
@@ -34,11 +35,11 @@ Growth = tuple[Fraction, Fraction]
 SAME: Growth = (Fraction(1), Fraction(1))
 
 
-def from_onnx(source: str | Path | ModelProto) -> Graph:
+def from_onnx(source: str | Path | ModelProto, constants: Mapping[str, NDArray[Any]] | None = None) -> Graph:
     """Convert an ONNX file or model to a graph; see `tilefuse.importers.onnx.from_onnx`."""
     from tilefuse.importers.onnx import from_onnx
 
-    return from_onnx(source)
+    return from_onnx(source, constants)
 
 
 def from_module(module: nn.Module, *example: Tensor) -> Graph:

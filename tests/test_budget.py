@@ -42,11 +42,11 @@ def photograph(height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("suffix", [".tif", ".png"])
 def test_peak_within_budget(tmp_path: Path, suffix: str) -> None:
-    """The result alone, 101 MiB, and its copies would pass the budget."""
+    """Held in memory, image, result (101 MiB) and their copies would pass the budget."""
     Image.fromarray(photograph(1300, 1700)).save(tmp_path / "in.png", compress_level=1)
-    found = measured("job", tmp_path / "in.png", tmp_path / f"out{suffix}", "192MiB", "deflate")
+    found = measured("job", tmp_path / "in.png", tmp_path / f"out{suffix}", "256MiB", "deflate")
     assert found["windows"] > 1
-    assert found["growth_bytes"] <= 192 * MIB
+    assert found["growth_bytes"] <= 256 * MIB
     with Image.open(tmp_path / f"out{suffix}") as image:
         assert image.size == (6800, 5200)
 

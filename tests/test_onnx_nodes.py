@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from tilefuse.capture import from_onnx
 from tilefuse.errors import ModelError
-from tilefuse.importers.onnx import from_onnx
 
 onnx = pytest.importorskip("onnx")
 
