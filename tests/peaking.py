@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 import tilefuse
-from tilefuse.api import SessionKey
 from tilefuse.execute import execute
 from tilefuse.interruptible import run_interruptibly
 from tilefuse.journal import Journal
@@ -78,7 +77,7 @@ def gigapixels(source: str, folder: str, memory: str, count: int) -> None:
     journal.start({})
     with open(Path(folder) / "part", "w+b") as part:
         raster = FlatRaster(part.fileno(), 0, (*cut.output, 1), reader.info.dtype)
-        session = OneByOne(engine._sessions.get(SessionKey(1, cut.window, "fp32")))
+        session = OneByOne(engine._session(engine.serving, 1, cut.window))
         windows = RasterWindows(reader, reader.info, planes)
         for first in (0, len(cut) - count):
             cores = RasterCores(raster, journal, cut, reader, reader.info, planes)
