@@ -42,14 +42,15 @@ def linear_twin(graph: Graph) -> Graph:
     return replace(graph, nodes=tuple(nodes), weights=weights)
 
 
-def impulse_reach(graph: Graph, axis: Axis, dim: int, minimum: int) -> tuple[int, int]:
-    """Input pixels ahead of and behind an aligned output block from which an impulse reaches it."""
+def impulse_reach(graph: Graph, found: Footprint, dim: int) -> tuple[int, int]:
+    """Input pixels ahead of and behind an aligned output block from which an impulse along a whole line reaches it."""
+    axis, across = (found.y, found.x) if dim == 0 else (found.x, found.y)
     step, block = axis.alignment, int(axis.scale * axis.alignment)
     radius = -(-max(axis.before, axis.after) // step) + 2
-    size = [axis.padded(1, minimum)] * 2
-    # Unpadded convolutions leave the result short by `offset`.
-    cut = -(-max(0, -axis.offset) // axis.scale)
-    size[dim] = max(size[dim], axis.padded(step * (2 * radius + 1) + cut, 1))
+    # Across the line there must be an output that reads the image itself, not its padding alone; unpadded convolutions
+    # leave the result short by `offset`.
+    size = [across.padded(across.before + across.after + 1 + _cut(across), found.minimum_px)] * 2
+    size[dim] = axis.padded(step * (2 * radius + 1) + _cut(axis), found.minimum_px)
     twin = linear_twin(graph)
     # One image an impulse: every position of one aligned block, and a quiet one to compare with.
     images = torch.zeros(step + 1, graph.inputs[0].shape[1] or 1, *size, dtype=torch.float64)
@@ -65,10 +66,15 @@ def impulse_reach(graph: Graph, axis: Axis, dim: int, minimum: int) -> tuple[int
     return before, after
 
 
+def _cut(axis: Axis) -> int:
+    """Input pixels by which the result is short."""
+    return int(-(-max(0, -axis.offset) // axis.scale))
+
+
 def check_reach(graph: Graph) -> Footprint:
     found = footprint(graph)
     for axis, dim in ((found.y, 0), (found.x, 1)):
-        before, after = impulse_reach(graph, axis, dim, found.minimum_px)
+        before, after = impulse_reach(graph, found, dim)
         print(f"impulse {before}, {after}; footprint {axis}")
         assert before <= axis.before < before + axis.alignment + (before == 0)
         assert after <= axis.after < after + axis.alignment + (after == 0)
