@@ -25,7 +25,7 @@ test-all: $(STAMP)
 
 # Lint, types and the fast tests: what to run before every commit.
 check: lint
-	$(PYTEST) -m "not slow" -x -q --ignore tests/attacks
+	$(PYTEST) -m "not slow and not thorough" -q
 
 lint: $(STAMP) types
 	$(PY) -m ruff check .

@@ -18,6 +18,8 @@ from tilefuse.errors import BackendError
 from tilefuse.graph import Graph, Node
 from tilefuse.model import Model
 
+pytestmark = pytest.mark.thorough
+
 EXACT = ("torch_eager", "onnxruntime", "openvino", "ncnn")
 TOLERANCE = 1e-4
 GROUPS: dict[str, Callable[[], dict[str, Graph]]] = {

@@ -18,6 +18,8 @@ from tests.attacks.rasters import write_sparse
 from tilefuse.errors import CapacityError, UsageError
 from tilefuse.storage.vips_encode import check_webp_memory
 
+pytestmark = pytest.mark.thorough
+
 tifffile = pytest.importorskip("tifffile")
 pytest.importorskip("pyvips")
 pytest.importorskip("zarr")

@@ -21,6 +21,8 @@ from tests.attacks import models as model_attacks
 from tests.conftest import hear_interrupts
 from tilefuse import cli
 
+pytestmark = pytest.mark.thorough
+
 MODEL = "espcn-x4"
 
 

@@ -21,6 +21,8 @@ from tilefuse.footprint import Axis, Footprint, footprint
 from tilefuse.graph import Graph, Node
 from tilefuse.ops import Activation, BatchNorm, Binary, Clamp, Pool2d, PRelu, Unary
 
+pytestmark = pytest.mark.thorough
+
 
 def linear_twin(graph: Graph) -> Graph:
     """Same geometry, but linear with positive weights: an impulse can neither cancel nor die on its way."""

@@ -43,6 +43,8 @@ from tilefuse.export.recipes.sources import draw_images
 from tilefuse.export.recipes.textures import TINTS, Textures, load_textures
 from tilefuse.export.recipes.variational import VariationalRecipe
 
+pytestmark = pytest.mark.thorough
+
 CPU = torch.device("cpu")
 SMALL_DISCRIMINATOR = {"channels": 1, "size": 28, "features": 3, "stages": 2}
 

@@ -21,6 +21,8 @@ from tilefuse.errors import CapacityError, ImageError, UsageError
 from tilefuse.job_files import JobFiles
 from tilefuse.journal import Journal
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[1]
 SHAPE = (60, 70, 3)
 

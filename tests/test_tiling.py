@@ -20,6 +20,8 @@ from tilefuse.memory import ArrayReader, ArrayWriter
 from tilefuse.passes import lower_resizes
 from tilefuse.tiling import grid, split_axis
 
+pytestmark = pytest.mark.thorough
+
 
 class GraphSession:
     """Runs a graph in plain torch, whatever the shape, and remembers the shapes it was asked for."""

@@ -15,6 +15,8 @@ from tests.attacks.models import MARKER
 from tilefuse.errors import ModelError
 from tilefuse.export.checkpoints import load_state_dict
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[2]
 
 # Loads every file in one process, which alone can tell how much memory they took.

@@ -20,6 +20,8 @@ from tests.attacks.onnx_files import convolution, external
 from tilefuse.errors import ModelError
 from tilefuse.importers.onnx import from_onnx
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[2]
 
 # One process loads every file, which alone can tell how much memory they took; opening the secret would end it.

@@ -14,6 +14,8 @@ from tests.attacks import rasters
 from tilefuse.errors import ImageError, UsageError
 from tilefuse.storage import open_raster
 
+pytestmark = pytest.mark.thorough
+
 pytest.importorskip("tifffile")
 pytest.importorskip("zarr")
 
