@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from safetensors import safe_open
 
 from tilefuse.backends.registry import BACKENDS
@@ -108,7 +108,7 @@ def list_models() -> list[dict[str, Any]]:
 
 def print_models(listed: list[dict[str, Any]]) -> None:
     """Print the bundled models as a table."""
-    table = Table("name", "architecture", "scale", "parameters", "file", "PSNR over bicubic")
+    table = Table(Column("name", no_wrap=True), "architecture", "scale", "parameters", "file", "over bicubic")
     for row in listed:
         gain = "" if row["gain_db"] is None else f"{row['gain_db']:+.2f} dB"
         size = format_bytes(row["bytes"])
