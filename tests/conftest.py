@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +20,7 @@ settings.register_profile(
 settings.load_profile("tilefuse")
 
 Compare = Callable[..., None]
+NOBODY = 65534
 
 
 def hear_interrupts() -> None:
@@ -38,3 +43,19 @@ def assert_close() -> Compare:
         assert largest <= max_abs, f"{what}: max error {largest:.3e} > {max_abs:.1e} (rms {rms:.3e})"
 
     return check
+
+
+@pytest.fixture
+def ordinary_folder() -> Iterator[Path]:
+    """Give a folder of an ordinary user, as whom the test runs: the superuser may read and write everywhere."""
+    folder, is_root = Path(tempfile.mkdtemp(prefix="tilefuse-")), os.geteuid() == 0
+    if is_root:
+        os.chown(folder, NOBODY, NOBODY)
+        os.seteuid(NOBODY)
+    try:
+        yield folder
+    finally:
+        if is_root:
+            os.seteuid(0)
+        folder.chmod(0o700)
+        shutil.rmtree(folder)

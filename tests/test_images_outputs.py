@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tilefuse.errors import UsageError
+from tilefuse.errors import ImageError, UsageError
+from tilefuse.images import read_image
 from tilefuse.images.outputs import check_output, output_format, replacing
 
 
@@ -82,11 +83,19 @@ def test_places_that_cannot_hold_a_file(tmp_path: Path) -> None:
             pass
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
-def test_a_read_only_folder(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
+def test_a_read_only_folder(ordinary_folder: Path) -> None:
+    check_output(ordinary_folder / "a.png")
+    ordinary_folder.chmod(0o500)
     with pytest.raises(UsageError, match="Permission denied"):
-        check_output(tmp_path / "a.png")
+        check_output(ordinary_folder / "a.png")
+
+
+def test_an_image_without_permission_is_refused(ordinary_folder: Path) -> None:
+    path = ordinary_folder / "a.png"
+    path.write_bytes(b"x")
+    path.chmod(0)
+    with pytest.raises(ImageError, match="Permission denied"):
+        read_image(path)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class TiffReader:
         try:
             import tifffile
         except ImportError as error:
-            raise UsageError("large TIFF files need tifffile; pip install 'tilefuse[huge]'") from error
+            raise UsageError("large TIFF files need tifffile, which is missing; install tilefuse again") from error
         # Without a handler, the library's warnings about damaged files go to standard error.
         logging.getLogger("tifffile").addHandler(logging.NullHandler())
         layout = read_layout(path)
