@@ -78,8 +78,8 @@ def check_reach(graph: Graph) -> Footprint:
     for axis, dim in ((found.y, 0), (found.x, 1)):
         before, after = impulse_reach(graph, found, dim)
         print(f"impulse {before}, {after}; footprint {axis}")
-        assert before <= axis.before < before + axis.alignment + (before == 0)
-        assert after <= axis.after < after + axis.alignment + (after == 0)
+        assert before <= axis.before <= before + axis.alignment
+        assert after <= axis.after <= after + axis.alignment
     return found
 
 
