@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -20,20 +18,17 @@ from tilefuse.backends import registry
 from tilefuse.backends.base import Precision, Session
 from tilefuse.errors import BackendError, ImageError
 from tilefuse.execute import Execution, Progress, execute
+from tilefuse.file_jobs import Report, run_job
 from tilefuse.footprint import Footprint
 from tilefuse.generation import generate
 from tilefuse.images import (
-    MAX_PIXELS,
     Picture,
-    check_output,
     picture_from_array,
     picture_from_pil,
     picture_to_array,
     picture_to_pil,
     read_image,
-    write_image,
 )
-from tilefuse.interruptible import run_interruptibly
 from tilefuse.jobs import Job, assemble, picture_jobs
 from tilefuse.machine import available_memory, cpu_threads
 from tilefuse.memory import ArrayReader, ArrayWriter
@@ -43,33 +38,13 @@ from tilefuse.planner import Plan, Request, Serving, input_shapes, plan
 from tilefuse.serving import choose
 from tilefuse.sessions import SessionCache
 from tilefuse.source import load_model
-from tilefuse.storage import is_raster_name, probe
-from tilefuse.streaming_run import Network, StreamJob, checked_compression, run_streamed
+from tilefuse.streaming_run import StreamJob, checked_compression
+from tilefuse.tensor_images import run_tensor
 from tilefuse.tiling import Grid
 
+__all__ = ["Engine", "Report", "SessionKey", "load"]
+
 Kind = TypeVar("Kind", np.ndarray[Any, Any], Image.Image, Tensor)
-
-# A picture job holds the decoded image, its result, and for a while the encoder's or decoder's copy of either.
-HELD_COPIES = 2.5
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `run_file` did: `approximate` is true when the halo was less than the network's.
-
-    `windows` were run by it; `resumed` had been done by a run before.
-    """
-
-    input: Path
-    output: Path
-    plan: Plan
-    windows: int
-    rerun_fp32: int
-    compute_seconds: float
-    seconds: float
-    approximate: bool
-    notes: tuple[str, ...]
-    resumed: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,7 +109,7 @@ class Engine:
             picture = self.run_picture(picture_from_array(image))[0]
             return cast(Kind, picture_to_array(picture, like=image))
         if isinstance(image, Tensor):
-            return self._run_tensor(image)
+            return run_tensor(image, lambda picture: self.run_picture(picture)[0])
         raise ImageError(f"{type(image).__name__} is no image; give a numpy array, a PIL image or a torch tensor")
 
     def run_file(
@@ -167,71 +142,7 @@ class Engine:
         job = StreamJob(
             Path(source), Path(output), overwrite, resume, per_band, value_range, checked_compression(compression)
         )
-        if resume or per_band or value_range is not None or self._streams(job):
-            return self._run_streamed(job, progress, on_plan)
-        started = time.perf_counter()
-        path = check_output(output, overwrite=overwrite)
-        picture = read(source)
-
-        def check_plan(made: Plan) -> None:
-            check_output(path, overwrite=overwrite, size=(made.output_width, made.output_height))
-            if on_plan is not None:
-                on_plan(made)
-
-        result, made, execution = self.run_picture(picture, progress=progress, on_plan=check_plan)
-        notes = (*picture.notes, *write_image(path, result, overwrite=overwrite))
-        return Report(
-            input=Path(source),
-            output=path,
-            plan=made,
-            windows=execution.windows,
-            rerun_fp32=execution.rerun_fp32,
-            compute_seconds=execution.compute_seconds,
-            seconds=time.perf_counter() - started,
-            approximate=not made.exact,
-            notes=notes,
-        )
-
-    def _streams(self, job: StreamJob) -> bool:
-        """Tell whether a file is a raster, or too large to be held as a picture beside its result."""
-        if is_raster_name(job.source) or is_raster_name(job.output):
-            return True
-        found = probe(job.source)
-        if found is None or (self.footprint.global_ops and self.options.request.halo_px is None):
-            return False
-        height, width, pixel_bytes = found
-        out_h, out_w = self.footprint.output_size(height, width)
-        held = HELD_COPIES * (height * width + out_h * out_w) * pixel_bytes
-        return held > self._request().memory or height * width > MAX_PIXELS
-
-    def _run_streamed(
-        self, job: StreamJob, progress: Progress | None, on_plan: Callable[[Plan], None] | None
-    ) -> Report:
-        started = time.perf_counter()
-        serving = self.serving
-        network = Network(
-            self.model,
-            serving,
-            lambda window: self._session(serving, 1, window),
-            None if serving.precision == "fp32" else lambda window: self._session(serving, 1, window, "fp32"),
-        )
-        done = run_interruptibly(
-            lambda cancelled: run_streamed(
-                job, network, self._request(), cancelled=cancelled, progress=progress, on_plan=on_plan
-            )
-        )
-        return Report(
-            input=job.source,
-            output=job.output,
-            plan=done.plan,
-            windows=done.execution.windows,
-            rerun_fp32=done.execution.rerun_fp32,
-            compute_seconds=done.execution.compute_seconds,
-            seconds=time.perf_counter() - started,
-            approximate=not done.plan.exact,
-            notes=done.notes,
-            resumed=done.resumed,
-        )
+        return run_job(self, job, read, progress, on_plan)
 
     def generate(self, count: int, *, seed: int = 0, label: int | None = None) -> NDArray[np.uint8]:
         """Draw `count` images from random latents, uint8 [count, H, W, C], the same for the same seed.
@@ -244,7 +155,7 @@ class Engine:
         """
         return generate(
             self.model,
-            lambda images: self._session(self.serving, images, (0, 0)),
+            lambda images: self.session(self.serving, images, (0, 0)),
             count,
             seed=seed,
             label=label,
@@ -271,23 +182,6 @@ class Engine:
         )
         return assemble(picture, jobs, self.scale), made, execution
 
-    def _run_tensor(self, image: Tensor) -> Tensor:
-        if image.ndim not in (3, 4) or image.dtype not in (torch.uint8, torch.float16, torch.bfloat16, torch.float32):
-            raise ImageError(
-                f"tensor of shape {list(image.shape)} and {image.dtype}; expected [C, H, W] or [N, C, H, W], "
-                "uint8 or float in 0..1"
-            )
-        batch = image if image.ndim == 4 else image[None]
-        plain = batch.detach().cpu().to(torch.uint8 if image.dtype == torch.uint8 else torch.float32)
-        results = []
-        for single in plain.permute(0, 2, 3, 1).numpy():
-            result = self.run_picture(picture_from_array(single))[0]
-            results.append(torch.from_numpy(picture_to_array(result, like=single)).permute(2, 0, 1))
-        if not results:
-            raise ImageError(f"tensor of shape {list(image.shape)} holds no image")
-        stacked = torch.stack(results).to(image)
-        return stacked if image.ndim == 4 else stacked[0]
-
     def _settle(self, picture: Picture) -> tuple[Plan, Grid, Serving]:
         """Plan a picture for the first candidate that compiles its window."""
         depth = picture.pixels.shape[2] + (picture.alpha is not None)
@@ -296,7 +190,7 @@ class Engine:
             with_reasons = replace(serving, why=(*serving.why, *failed))
             made, grid = self._plan(picture.height, picture.width, depth, picture.pixels.dtype, with_reasons)
             try:
-                self._session(serving, made.images, grid.window)
+                self.session(serving, made.images, grid.window)
             except BackendError as error:
                 failed.append(f"{serving.backend} can't compile this window: {error}")
             else:
@@ -309,14 +203,20 @@ class Engine:
         out_h, out_w = self.footprint.output_size(height, width)
         image_bytes = (height * width + out_h * out_w) * depth * dtype.itemsize
         images = 3 if self.model.image_channels[0] == 1 and depth >= 3 else 1
-        return plan(self.model, (images, height, width), image_bytes, self._request(), serving or self.serving)
+        return plan(self.model, (images, height, width), image_bytes, self.request(), serving or self.serving)
 
-    def _session(
+    def session(
         self, serving: Serving, images: int, window: tuple[int, int], precision: Precision | None = None
     ) -> Session:
+        """Compile for windows of one shape, or return the session that was; in the serving's own precision by default.
+
+        Raises:
+            BackendError: the backend can't compile it.
+        """
         return self._sessions.get(SessionKey(serving.backend, images, window, precision or serving.precision))
 
-    def _request(self) -> Request:
+    def request(self) -> Request:
+        """Return what the user asked for, with the memory budget filled in."""
         request = self.options.request
         return request if request.memory else replace(request, memory=available_memory() // 2)
 
@@ -324,12 +224,12 @@ class Engine:
         images = job.source.shape[0]
         return execute(
             grid,
-            self._session(serving, images, grid.window),
+            self.session(serving, images, grid.window),
             ArrayReader(job.source, self.model.image_channels[0]),
             ArrayWriter(job.result),
             exact_session=None
             if serving.precision == "fp32"
-            else lambda: self._session(serving, images, grid.window, "fp32"),
+            else lambda: self.session(serving, images, grid.window, "fp32"),
             progress=progress,
         )
 

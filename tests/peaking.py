@@ -77,7 +77,7 @@ def gigapixels(source: str, folder: str, memory: str, count: int) -> None:
     journal.start({})
     with open(Path(folder) / "part", "w+b") as part:
         raster = FlatRaster(part.fileno(), 0, (*cut.output, 1), reader.info.dtype)
-        session = OneByOne(engine._session(engine.serving, 1, cut.window))
+        session = OneByOne(engine.session(engine.serving, 1, cut.window))
         windows = RasterWindows(reader, reader.info, planes)
         for first in (0, len(cut) - count):
             cores = RasterCores(raster, journal, cut, reader, reader.info, planes)

@@ -1,0 +1,129 @@
+"""Files through an engine: held in memory as pictures, or streamed where they do not fit."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tilefuse.execute import Progress
+from tilefuse.images import MAX_PIXELS, Picture, check_output, write_image
+from tilefuse.interruptible import run_interruptibly
+from tilefuse.planner import Plan
+from tilefuse.storage import is_raster_name, probe
+from tilefuse.streaming_run import Network, StreamJob, run_streamed
+
+if TYPE_CHECKING:
+    from tilefuse.api import Engine
+
+# A picture job holds the decoded image, its result, and for a while the encoder's or decoder's copy of either.
+HELD_COPIES = 2.5
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `run_file` did: `approximate` is true when the halo was less than the network's.
+
+    `windows` were run by it; `resumed` had been done by a run before.
+    """
+
+    input: Path
+    output: Path
+    plan: Plan
+    windows: int
+    rerun_fp32: int
+    compute_seconds: float
+    seconds: float
+    approximate: bool
+    notes: tuple[str, ...]
+    resumed: int = 0
+
+
+def run_job(
+    engine: Engine,
+    job: StreamJob,
+    read: Callable[[str | os.PathLike[str]], Picture],
+    progress: Progress | None,
+    on_plan: Callable[[Plan], None] | None,
+) -> Report:
+    """Run one file into another; `Engine.run_file` says how and what it raises."""
+    if job.resume or job.per_band or job.value_range is not None or _streams(engine, job):
+        return _run_streamed(engine, job, progress, on_plan)
+    return _run_held(engine, job, read, progress, on_plan)
+
+
+def _run_held(
+    engine: Engine,
+    job: StreamJob,
+    read: Callable[[str | os.PathLike[str]], Picture],
+    progress: Progress | None,
+    on_plan: Callable[[Plan], None] | None,
+) -> Report:
+    started = time.perf_counter()
+    path = check_output(job.output, overwrite=job.overwrite)
+    picture = read(job.source)
+
+    def check_plan(made: Plan) -> None:
+        check_output(path, overwrite=job.overwrite, size=(made.output_width, made.output_height))
+        if on_plan is not None:
+            on_plan(made)
+
+    result, made, execution = engine.run_picture(picture, progress=progress, on_plan=check_plan)
+    notes = (*picture.notes, *write_image(path, result, overwrite=job.overwrite))
+    return Report(
+        input=job.source,
+        output=path,
+        plan=made,
+        windows=execution.windows,
+        rerun_fp32=execution.rerun_fp32,
+        compute_seconds=execution.compute_seconds,
+        seconds=time.perf_counter() - started,
+        approximate=not made.exact,
+        notes=notes,
+    )
+
+
+def _streams(engine: Engine, job: StreamJob) -> bool:
+    """Tell whether a file is a raster, or too large to be held as a picture beside its result."""
+    if is_raster_name(job.source) or is_raster_name(job.output):
+        return True
+    found = probe(job.source)
+    if found is None or (engine.footprint.global_ops and engine.options.request.halo_px is None):
+        return False
+    height, width, pixel_bytes = found
+    out_h, out_w = engine.footprint.output_size(height, width)
+    held = HELD_COPIES * (height * width + out_h * out_w) * pixel_bytes
+    return held > engine.request().memory or height * width > MAX_PIXELS
+
+
+def _run_streamed(
+    engine: Engine, job: StreamJob, progress: Progress | None, on_plan: Callable[[Plan], None] | None
+) -> Report:
+    started = time.perf_counter()
+    serving = engine.serving
+    network = Network(
+        engine.model,
+        serving,
+        lambda window: engine.session(serving, 1, window),
+        None if serving.precision == "fp32" else lambda window: engine.session(serving, 1, window, "fp32"),
+    )
+    done = run_interruptibly(
+        lambda cancelled: run_streamed(
+            job, network, engine.request(), cancelled=cancelled, progress=progress, on_plan=on_plan
+        )
+    )
+    return Report(
+        input=job.source,
+        output=job.output,
+        plan=done.plan,
+        windows=done.execution.windows,
+        rerun_fp32=done.execution.rerun_fp32,
+        compute_seconds=done.execution.compute_seconds,
+        seconds=time.perf_counter() - started,
+        approximate=not done.plan.exact,
+        notes=done.notes,
+        resumed=done.resumed,
+    )
