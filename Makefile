@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[cpu,huge,train,dev]'
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[cpu,huge,train,dev,bench]'
 	touch $@
 
 demo: $(STAMP)
