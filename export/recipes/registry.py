@@ -7,10 +7,17 @@ from typing import Any
 from torch import nn
 
 from tilefuse.export.generators.compact import SRVGGNetCompact
+from tilefuse.export.generators.edsr import EDSR
 from tilefuse.export.generators.espcn import ESPCN
+from tilefuse.export.generators.fsrcnn import FSRCNN
 from tilefuse.export.recipes.dataset import DataMix
 
-ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = {"ESPCN": ESPCN, "SRVGGNetCompact": SRVGGNetCompact}
+ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = {
+    "EDSR": EDSR,
+    "ESPCN": ESPCN,
+    "FSRCNN": FSRCNN,
+    "SRVGGNetCompact": SRVGGNetCompact,
+}
 
 
 @dataclass(frozen=True)
@@ -63,5 +70,6 @@ RECIPES: dict[str, Recipe] = {
             squared_share=0.0,
             checkpoint_steps=500,
         ),
+        Recipe("fsrcnn-x2", "FSRCNN", 2, PICTURES, {"scale": 2, "channels": 3}, steps=9000, learning_rate=3e-3),
     )
 }

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tilefuse.errors import ModelError
 from tilefuse.export.recipes.registry import Recipe
+from tilefuse.export.recipes.starts import start_as_interpolation
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ def new_state(recipe: Recipe, seed: int, device: torch.device) -> State:
     """Builds the network with weights drawn from `seed`, leaving torch's global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = recipe.build().to(device)
+        network = recipe.build()
+        start_as_interpolation(network)
+        network.to(device)
     optimiser = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99))
     return State(network, deepcopy(network).requires_grad_(False), optimiser)
 

@@ -1,0 +1,126 @@
+"""Initial weights with which an upscaler starts as a plain interpolation, so that it trains only what is better.
+
+The published networks predict the whole image from random weights, which takes them many thousand steps to get as far
+as an interpolation. Here three channels of each layer on the shortest way through the network copy the colours.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tilefuse.export.generators.edsr import EDSR
+from tilefuse.export.generators.fsrcnn import FSRCNN
+from tilefuse.export.generators.rrdbnet import RRDBNet
+from tilefuse.export.generators.span import SPAN
+from tilefuse.export.generators.srresnet import SRResNet
+
+BRANCH_GAIN = 0.1
+
+
+def start_as_interpolation(network: nn.Module) -> None:
+    """Changes the fresh weights of a network [N, C, H, W] -> [N, C, scale*H, scale*W] to those of an interpolation.
+
+    It is bilinear, or nearest for RRDBNet, which enlarges so itself. Other architectures stay as they are.
+    """
+    start = STARTS.get(type(network))
+    if start is not None:
+        with torch.no_grad():
+            start(network)
+
+
+def triangle(offset: float) -> float:
+    """Gives the weight of linear interpolation for a sample `offset` pixels away."""
+    return max(0.0, 1.0 - abs(offset))
+
+
+def _start_fsrcnn(network: FSRCNN) -> None:
+    channels = network.last_part.out_channels
+    convs = [layer for layer in (*network.first_part, *network.mid_part) if isinstance(layer, nn.Conv2d)]
+    for conv in convs:
+        _copy(conv, channels)
+    kernel, scale = network.last_part.kernel_size[0], network.last_part.stride[0]
+    taps = torch.tensor([triangle((tap - kernel // 2 + 0.5) / scale - 0.5) for tap in range(kernel)])
+    network.last_part.weight *= BRANCH_GAIN
+    network.last_part.bias.zero_()
+    for channel in range(channels):
+        network.last_part.weight[:, channel] *= BRANCH_GAIN
+        network.last_part.weight[channel, channel] = torch.outer(taps, taps)
+
+
+def _start_edsr(network: EDSR) -> None:
+    channels = network.conv_last.out_channels
+    _copy(network.conv_first, channels)
+    for block in network.body:
+        block.conv2.weight *= BRANCH_GAIN
+    network.conv_after_body.weight *= BRANCH_GAIN
+    for layer in network.upsample:
+        if isinstance(layer, nn.Conv2d):
+            _enlarge(layer, channels, network.conv_last.in_channels)
+    _copy(network.conv_last, channels)
+
+
+def _start_span(network: SPAN) -> None:
+    last = network.upsampler[0]
+    channels = last.out_channels // network.upscale**2
+    _copy(network.conv_1, channels)
+    _copy(network.conv_cat, channels)
+    _enlarge(last, channels, channels)
+    if network.norm:
+        last.weight /= network.img_range
+        last.bias += network.mean.flatten().repeat_interleave(network.upscale**2)
+
+
+def _start_srresnet(network: SRResNet) -> None:
+    channels = network.conv3.out_channels
+    _copy(network.conv1[0], channels)
+    # The norm after the body makes its features as large as the colours; they come in step by step instead.
+    network.conv2[1].weight *= BRANCH_GAIN
+    for block in network.upsampling:
+        conv = block.upsample_block[0]
+        _enlarge(conv, channels, conv.in_channels)
+    _copy(network.conv3, channels)
+
+
+def _start_rrdbnet(network: RRDBNet) -> None:
+    channels = network.conv_last.out_channels
+    network.conv_body.weight *= BRANCH_GAIN
+    stages = [network.get_submodule(f"conv_up{stage}") for stage in range(1, network.num_upconv + 1)]
+    for conv in (network.conv_first, *stages, network.conv_hr, network.conv_last):
+        _copy(conv, channels)
+
+
+STARTS: Mapping[type[nn.Module], Callable[[nn.Module], None]] = {
+    FSRCNN: _start_fsrcnn,
+    EDSR: _start_edsr,
+    SPAN: _start_span,
+    SRResNet: _start_srresnet,
+    RRDBNet: _start_rrdbnet,
+}
+
+
+def _copy(conv: nn.Conv2d, channels: int) -> None:
+    """Makes the first channels of a convolution's output those of its input."""
+    weight: Tensor = conv.weight
+    weight[:channels] = 0.0
+    for channel in range(channels):
+        weight[channel, channel, weight.shape[2] // 2, weight.shape[3] // 2] = 1.0
+    if conv.bias is not None:
+        conv.bias[:channels] = 0.0
+
+
+def _enlarge(conv: nn.Conv2d, channels: int, features: int) -> None:
+    """Makes the first channels after a 3x3 convolution and the pixel shuffle to `features` a linear interpolation."""
+    scale = round((conv.out_channels / features) ** 0.5)
+    weight: Tensor = conv.weight
+    for channel in range(channels):
+        for row in range(scale):
+            for column in range(scale):
+                taps = [
+                    torch.tensor([triangle((phase + 0.5) / scale - 0.5 - tap) for tap in (-1, 0, 1)])
+                    for phase in (row, column)
+                ]
+                index = (channel * scale + row) * scale + column
+                weight[index] = 0.0
+                weight[index, channel] = torch.outer(taps[0], taps[1])
+                conv.bias[index] = 0.0
