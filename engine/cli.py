@@ -147,6 +147,31 @@ def doctor(as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("model")
+@click.option(
+    "--size", "sizes", multiple=True, default=("960x540",), show_default=True, help="WIDTHxHEIGHT, repeatable."
+)
+@click.option("--backends", default=None, metavar="A,B", help="Backends to measure; all by default.")
+@click.option("--precision", default="fp32", show_default=True, metavar="P,Q", help="Some of fp32, bf16, fp16.")
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1, 1000), help="Interleaved rounds.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the record here.")
+@click.option("--overwrite", is_flag=True, help="Replace a record that exists.")
+def bench(
+    model: str,
+    sizes: tuple[str, ...],
+    backends: str | None,
+    precision: str,
+    rounds: int,
+    json_file: Path | None,
+    overwrite: bool,
+) -> None:
+    """Measure a model on this machine: every backend and the default choice, and what share of the possible."""
+    from tilefuse.commands.bench import bench_model, print_bench
+
+    print_bench(bench_model(model, sizes, backends, precision, rounds, json_file, overwrite))
+
+
+@cli.command()
 @click.argument("recipe")
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Checkpoint.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")

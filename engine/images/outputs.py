@@ -45,6 +45,14 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False, size:
             f"{shown(path)}: {size[0]} x {size[1]} px is past the {SIDE_LIMIT_PX[kind]} px a side that {kind} can "
             f"hold; use {' or '.join(fitting)}"
         )
+    return check_writable(path, overwrite=overwrite)
+
+
+def check_writable(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Return `path` if a file of any kind can be written there; call it before any work.
+
+    Raises UsageError as `check_output` does.
+    """
     _check_free(path, overwrite)
     try:
         probe = _temporary_beside(path)

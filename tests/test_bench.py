@@ -1,0 +1,201 @@
+"""Measuring: the summary of rounds, what is dropped, the ceilings, and the record that `tilefuse bench` writes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from torch import nn
+
+from tests.test_cli import one_line, tilefuse
+from tilefuse import cli
+from tilefuse.bench import DEFAULT, DRAWN, bench, work_of
+from tilefuse.errors import UsageError
+from tilefuse.export.generators.espcn import ESPCN
+from tilefuse.export.generators.fsrcnn import FSRCNN
+from tilefuse.quality import max_levels, psnr, ssim
+from tilefuse.resident import peak_growth
+from tilefuse.roofline import measure_ceiling, traffic_bytes
+from tilefuse.sample import sample_picture
+from tilefuse.source import load_model
+from tilefuse.timing import Timing, interleave
+
+
+class FakeClock:
+    """A clock that stands still until a call takes its time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.order: list[str] = []
+
+    def call(self, name: str, *seconds: float):  # type: ignore[no-untyped-def]
+        left = iter(seconds)
+
+        def run() -> None:
+            self.order.append(name)
+            self.now += next(left)
+
+        return run
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    fake = FakeClock()
+    monkeypatch.setattr("tilefuse.timing.time.perf_counter", lambda: fake.now)
+    return fake
+
+
+def test_rounds_are_interleaved_after_a_warm_up_that_does_not_count(clock: FakeClock) -> None:
+    found = interleave({"a": clock.call("a", 9, 1, 2), "b": clock.call("b", 9, 3, 4)}, rounds=2)
+    assert clock.order == ["a", "b"] * 3
+    assert found == {"a": [1, 2], "b": [3, 4]}
+
+
+def test_a_call_clearly_behind_is_dropped_and_told_by_its_warm_up(clock: FakeClock) -> None:
+    calls = {"fast": clock.call("fast", 1, 1, 1), "slow": clock.call("slow", 5), "near": clock.call("near", 2, 2, 2)}
+    found = interleave(calls, rounds=2, drop_factor=3)
+    assert found == {"fast": [1, 1], "slow": [5], "near": [2, 2]}
+
+
+def test_no_round_begins_past_the_budget(clock: FakeClock) -> None:
+    assert interleave({"a": clock.call("a", 1, 4, 4, 4)}, rounds=3, budget_s=5) == {"a": [4, 4]}
+
+
+def test_a_timing_is_median_and_percentiles() -> None:
+    timing = Timing.of([5, 1, 2, 3, 4])
+    assert (timing.median_s, timing.rounds) == (3, 5)
+    assert timing.p20_s == pytest.approx(1.8)
+    assert timing.p80_s == pytest.approx(4.2)
+
+
+def test_quality_of_known_errors() -> None:
+    reference = sample_picture(40, 50)
+    off = (reference.astype(int) + np.where(reference < 128, 2, -2)).astype(np.uint8)
+    assert max_levels(off, reference) == 2
+    assert psnr(off, reference) == pytest.approx(20 * math.log10(255 / 2))
+    assert psnr(reference, reference) == math.inf
+    assert ssim(reference, reference) == pytest.approx(1)
+
+
+def test_ssim_agrees_with_scikit_image() -> None:
+    metrics = pytest.importorskip("skimage.metrics")
+    reference = sample_picture(60, 70)
+    worse = np.clip(reference.astype(int) + np.random.default_rng(1).integers(-40, 41, reference.shape), 0, 255)
+    worse = worse.astype(np.uint8)
+    # Population covariance over the windows that lie inside the image, as the paper has it.
+    _, everywhere = metrics.structural_similarity(
+        worse,
+        reference,
+        data_range=255,
+        channel_axis=2,
+        gaussian_weights=True,
+        use_sample_covariance=False,
+        sigma=1.5,
+        full=True,
+    )
+    assert ssim(worse, reference) == pytest.approx(everywhere[5:-5, 5:-5].mean(), abs=1e-6)
+    assert ssim(worse, reference) < 0.9
+
+
+def test_the_peak_is_what_the_call_held() -> None:
+    size = 64 << 20
+    result, growth = peak_growth(lambda: np.ones(size, np.uint8).sum())
+    assert result == size
+    if growth is None:
+        pytest.skip("this system has no /proc/self/clear_refs")
+    assert size * 0.9 < growth < size * 2
+
+
+def test_ceilings_are_rates_of_this_machine() -> None:
+    ceiling = measure_ceiling(rounds=1)
+    assert ceiling.matmul_gflops > 0.1
+    assert ceiling.copy_gbs > 0.1
+    assert ceiling.ridge == pytest.approx(ceiling.matmul_gflops / ceiling.copy_gbs)
+
+
+def test_traffic_counts_every_value_a_node_reads_or_writes() -> None:
+    model = load_model(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()))
+    assert model.graph is not None
+    found = traffic_bytes(model.graph, model.graph.shapes((1, 3, 8, 10)))
+    conv = 3 * 80 + 4 * 80 + 4 * 27 + 4
+    assert found == 4 * (conv + 2 * 4 * 80)
+
+
+def test_work_is_of_the_whole_image() -> None:
+    model = load_model(ESPCN(2, features=(8, 4)))
+    work = work_of(model, (20, 10))
+    assert (work.images, work.input_px, work.output_px) == (1, 200, 800)
+    # Convolutions of 5, 3 and 3 pixels: 2 FLOPs a weight a pixel, and the pointwise layers.
+    multiply_adds = 200 * (25 * 3 * 8 + 9 * 8 * 4 + 9 * 4 * 12)
+    assert work.flops is not None
+    assert 2 * multiply_adds <= work.flops <= 2.1 * multiply_adds
+
+
+def test_a_luma_network_works_thrice_on_a_colour_image() -> None:
+    work = work_of(load_model(FSRCNN(2, d=4, s=2, m=1)), (20, 10))
+    single = work_of(load_model(nn.Sequential(nn.Conv2d(1, 1, 1))), (20, 10))
+    assert single.flops == 3 * 200 * 2
+    assert work.output_px == 800
+
+
+@pytest.mark.thorough
+def test_bench_measures_the_default_beside_every_backend() -> None:
+    module = ESPCN(2, features=(8, 4)).eval()
+    measured = bench(module, sizes=[(24, 17)], backends=["torch_eager", "ncnn"], precisions=("fp32", "bf16"), rounds=2)
+    rows = {row.name: row for row in measured.rows}
+    assert set(rows) == {DEFAULT, "torch_eager fp32", "torch_eager bf16", "ncnn fp32", "ncnn bf16"}
+    assert "serves fp32 only" in (rows.pop("ncnn bf16").refused or "")
+    for row in rows.values():
+        assert row.timing is not None
+        assert row.timing.p20_s <= row.timing.median_s <= row.timing.p80_s
+        assert row.output_mps == pytest.approx(4 * row.input_mps)
+        assert row.input_mps == pytest.approx(24 * 17 / 1e6 / row.timing.median_s)
+        assert None not in (row.gflops, row.matmul_share, row.gbs, row.copy_share)
+    assert rows["torch_eager fp32"].psnr_db is None
+    assert rows["torch_eager fp32"].max_levels == 0
+    assert rows["torch_eager bf16"].max_levels is not None
+    # The default is served by one of the backends, and says which.
+    assert rows[DEFAULT].backend in ("torch_eager", "ncnn", "openvino", "onnxruntime", "inductor")
+    assert json.loads(json.dumps(measured.as_json()))["rows"]
+
+
+@pytest.mark.thorough
+def test_a_latent_model_draws_a_batch() -> None:
+    measured = bench("dcgan-digits", backends=["torch_eager"], rounds=1)
+    rows = {row.name: row for row in measured.rows}
+    assert rows["torch_eager fp32"].size == f"{DRAWN} latents"
+    assert rows["torch_eager fp32"].images_per_s
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(UsageError, match="there is no backend 'fast'"):
+        bench(ESPCN(2, features=(8, 4)), backends=["fast"])
+    with pytest.raises(UsageError, match="precision: 'int8' is none"):
+        bench(ESPCN(2, features=(8, 4)), precisions=["int8"])
+
+
+@pytest.mark.thorough
+def test_the_command_prints_and_writes_its_record(tmp_path: Path) -> None:
+    record = tmp_path / "bench.json"
+    arguments = ("bench", "espcn-x2", "--size", "32x20", "--backends", "torch_eager", "--rounds", "1")
+    result = tilefuse(*arguments, "--json", record)
+    assert result.exit_code == 0, result.output
+    for word in ("32x20", "default", "torch_eager fp32", "GFLOP/s", "PSNR to fp32", "ceiling fp32"):
+        assert word in result.output
+    assert json.loads(record.read_text())["model"] == "espcn-x2"
+    one_line(tilefuse(*arguments, "--json", record), 2, "already exists", "--overwrite")
+
+
+@pytest.mark.parametrize("size", ["12", "0x5", "axb", "99999x5", "12x"])
+def test_a_size_that_is_none(size: str) -> None:
+    one_line(tilefuse("bench", "espcn-x2", "--size", size), 2, "size:", "WIDTHxHEIGHT")
+
+
+def test_help_names_every_option() -> None:
+    text = CliRunner().invoke(cli.cli, ["bench", "--help"]).output
+    for option in ("--size", "--backends", "--precision", "--rounds", "--json"):
+        assert option in text
