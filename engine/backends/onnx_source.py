@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tilefuse.backends.library import writing_refusal
 from tilefuse.errors import BackendError
@@ -29,6 +31,20 @@ def onnx_source(model: Model, shapes: Sequence[Shape]) -> bytes:
     if model.onnx is None:
         raise BackendError(f"{model.name} has neither a graph nor an ONNX form")
     return model.onnx
+
+
+def pixels_source(model: Model, shape: Shape, dtype: np.dtype[Any]) -> bytes:
+    """Write the graph as a serialised ONNX model of integers [N, H, W, C] for windows of `shape` [N, C, H, W].
+
+    Raises:
+        BackendError: there is no graph, it can't be written as ONNX, or it is no image-to-image network.
+        ModelError: the graph can't take inputs of this shape.
+    """
+    from tilefuse.emitters.onnx_pixels import with_pixels
+
+    if model.graph is None:
+        raise BackendError(f"{model.name} has no graph to convert pixels in")
+    return bytes(with_pixels(_write(model.graph, [shape]), dtype).SerializeToString())
 
 
 def onnx_refusal(model: Model) -> str | None:

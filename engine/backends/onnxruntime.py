@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tilefuse.backends.base import Precision, Session
 from tilefuse.backends.library import check_inputs, failure, load, missing, refuse_compile, require
-from tilefuse.backends.onnx_source import onnx_refusal, onnx_source
+from tilefuse.backends.onnx_source import onnx_refusal, onnx_source, pixels_source
+from tilefuse.backends.pixels import Integers, PixelSession, check_pixels
 from tilefuse.errors import BackendError
 from tilefuse.graph import Shape
 from tilefuse.model import Model
@@ -42,26 +44,45 @@ class OnnxRuntime:
         self, model: Model, shapes: Sequence[Shape], *, device: str, precision: Precision, threads: int
     ) -> Session:
         require(self, model, shapes, device, precision)
-        ort = load("onnxruntime")
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        wanted = _CPU if device == "cpu" else _CUDA
-        place = {} if device == "cpu" else {"device_id": str(torch.device(device).index or 0), "use_tf32": "0"}
-        source = onnx_source(model, shapes)
-        try:
-            session = ort.InferenceSession(source, options, providers=[(wanted, place)])
-        # The library raises classes of its own, one a status code, with no common base.
-        except Exception as error:
-            raise refuse_compile("onnxruntime", error) from error
-        if session.get_providers()[0] != wanted:
-            raise BackendError(f"onnxruntime fell back to {session.get_providers()[0]}: its {wanted} did not load")
+        session = _compiled(onnx_source(model, shapes), device, threads)
         unlike = [spec.name for spec in session.get_inputs() if spec.type != "tensor(float)"]
         if unlike:
             raise BackendError(f"onnxruntime is fed float32; the inputs {', '.join(unlike)} want another type")
         return OnnxRuntimeSession(session, tuple(spec.name for spec in session.get_inputs()), tuple(shapes))
+
+    def compile_pixels(
+        self,
+        model: Model,
+        shape: Shape,
+        dtype: np.dtype[Any],
+        *,
+        device: str,
+        precision: Precision,
+        threads: int,
+    ) -> PixelSession:
+        require(self, model, [shape], device, precision)
+        batch, channels, height, width = shape
+        session = _compiled(pixels_source(model, shape, dtype), device, threads)
+        return OnnxRuntimePixels(session, session.get_inputs()[0].name, (batch, height, width, channels))
+
+
+def _compiled(source: bytes, device: str, threads: int) -> Any:
+    ort = load("onnxruntime")
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    wanted = _CPU if device == "cpu" else _CUDA
+    place = {} if device == "cpu" else {"device_id": str(torch.device(device).index or 0), "use_tf32": "0"}
+    try:
+        session = ort.InferenceSession(source, options, providers=[(wanted, place)])
+    # The library raises classes of its own, one a status code, with no common base.
+    except Exception as error:
+        raise refuse_compile("onnxruntime", error) from error
+    if session.get_providers()[0] != wanted:
+        raise BackendError(f"onnxruntime fell back to {session.get_providers()[0]}: its {wanted} did not load")
+    return session
 
 
 @dataclass(frozen=True)
@@ -81,3 +102,21 @@ class OnnxRuntimeSession:
         except Exception as error:
             raise failure("onnxruntime", error) from error
         return [torch.from_numpy(output).float() for output in outputs]
+
+
+@dataclass(frozen=True)
+class OnnxRuntimePixels:
+    """An inference session that takes and gives integers [N, H, W, C]."""
+
+    session: Any
+    name: str
+    shape: Shape
+
+    def run(self, pixels: Integers) -> tuple[Integers, bool]:
+        check_pixels(pixels, self.shape)
+        try:
+            result, check = self.session.run(None, {self.name: np.ascontiguousarray(pixels)})
+        # As at compile.
+        except Exception as error:
+            raise failure("onnxruntime", error) from error
+        return result, bool(np.isfinite(check))

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tilefuse.backends.base import Precision, Session
 from tilefuse.backends.library import check_inputs, failure, load, missing, refuse_compile, require
-from tilefuse.backends.onnx_source import onnx_refusal, onnx_source
+from tilefuse.backends.onnx_source import onnx_refusal, onnx_source, pixels_source
+from tilefuse.backends.pixels import Integers, PixelSession, check_pixels
+from tilefuse.errors import BackendError
 from tilefuse.graph import Shape
 from tilefuse.model import Model
+from tilefuse.passes.exact_input import LEVELS, exact_byte_input
+
+_TYPES: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 
 
 class OpenVino:
@@ -36,35 +42,58 @@ class OpenVino:
         self, model: Model, shapes: Sequence[Shape], *, device: str, precision: Precision, threads: int
     ) -> Session:
         require(self, model, shapes, device, precision)
-        openvino = load("openvino")
-        source = onnx_source(model, shapes)
-        options = {
-            "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads,
-        }
-        try:
-            core = openvino.Core()
-            network = core.read_model(source)
-            network.reshape({port: list(shape) for port, shape in zip(network.inputs, shapes, strict=True)})
-            compiled = core.compile_model(network, "CPU", options)
-        except (RuntimeError, MemoryError, ValueError, TypeError) as error:
-            raise refuse_compile("openvino", error) from error
-        return OpenVinoSession(compiled, tuple(shapes))
+        return OpenVinoSession(_compiled(onnx_source(model, shapes), shapes, precision, threads), tuple(shapes))
+
+    def compile_pixels(
+        self,
+        model: Model,
+        shape: Shape,
+        dtype: np.dtype[Any],
+        *,
+        device: str,
+        precision: Precision,
+        threads: int,
+    ) -> PixelSession:
+        require(self, model, [shape], device, precision)
+        batch, channels, height, width = shape
+        pixels = (batch, height, width, channels)
+        compiled = _compiled(pixels_source(model, shape, dtype), [pixels], precision, threads)
+        return OpenVinoPixels(compiled, pixels)
+
+
+def _compiled(source: bytes, shapes: Sequence[Shape], precision: Precision, threads: int) -> Any:
+    openvino = load("openvino")
+    options = {
+        "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+    }
+    try:
+        core = openvino.Core()
+        network = core.read_model(source)
+        network.reshape({port: list(shape) for port, shape in zip(network.inputs, shapes, strict=True)})
+        return core.compile_model(network, "CPU", options)
+    except (RuntimeError, MemoryError, ValueError, TypeError) as error:
+        raise refuse_compile("openvino", error) from error
 
 
 @dataclass(frozen=True)
 class OpenVinoSession:
-    """A compiled model and its idle requests: a request serves one caller at a time and holds its own activations."""
+    """A compiled model and its idle requests: a request serves one caller at a time and holds its own activations.
+
+    The network takes `scale` times the image.
+    """
 
     compiled: Any
     shapes: tuple[Shape, ...]
+    results: tuple[Shape, ...]
+    scale: float = 1.0
     idle: deque[Any] = field(default_factory=deque)
 
     def run(self, *inputs: Tensor) -> list[Tensor]:
         check_inputs(inputs, self.shapes)
         try:
-            request = self._request()
+            request = _request(self.compiled, self.idle)
             results = request.infer([x.detach().contiguous().numpy() for x in inputs], share_inputs=True)
             outputs = [torch.tensor(results[port], dtype=torch.float32) for port in self.compiled.outputs]
         except (RuntimeError, MemoryError, ValueError, TypeError) as error:
@@ -72,8 +101,30 @@ class OpenVinoSession:
         self.idle.append(request)
         return outputs
 
-    def _request(self) -> Any:
+
+@dataclass(frozen=True)
+class OpenVinoPixels:
+    """A compiled model that takes and gives integers [N, H, W, C]."""
+
+    compiled: Any
+    shape: Shape
+    idle: deque[Any] = field(default_factory=deque)
+
+    def run(self, pixels: Integers) -> tuple[Integers, bool]:
+        check_pixels(pixels, self.shape)
         try:
-            return self.idle.pop()
-        except IndexError:
-            return self.compiled.create_infer_request()
+            request = _request(self.compiled, self.idle)
+            results = request.infer([np.ascontiguousarray(pixels)], share_inputs=True)
+            result, check = (results[port] for port in self.compiled.outputs)
+            found = result.copy(), bool(np.isfinite(check))
+        except (RuntimeError, MemoryError, ValueError, TypeError) as error:
+            raise failure("openvino", error) from error
+        self.idle.append(request)
+        return found
+
+
+def _request(compiled: Any, idle: deque[Any]) -> Any:
+    try:
+        return idle.pop()
+    except IndexError:
+        return compiled.create_infer_request()
