@@ -19,6 +19,9 @@ settings.register_profile(
 )
 settings.load_profile("tilefuse")
 
+# Read when Triton is imported: its interpreter runs the kernels on this machine's processor.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 Compare = Callable[..., None]
 NOBODY = 65534
 
