@@ -13,6 +13,7 @@ from tilefuse.errors import ModelError
 from tilefuse.export import foreign
 from tilefuse.export.descriptor import Architecture, Descriptor, MisfitError, Tensors
 from tilefuse.export.generators import (
+    autoencoder,
     cgan,
     classifier,
     dcgan,
@@ -20,6 +21,7 @@ from tilefuse.export.generators import (
     fsrcnn,
     gan,
     pggan,
+    restoration,
     rrdbnet,
     span,
     srresnet,
@@ -44,6 +46,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     vae.ARCHITECTURE,
     pggan.ARCHITECTURE,
     classifier.ARCHITECTURE,
+    restoration.ARCHITECTURE,
+    autoencoder.ARCHITECTURE,
 )
 
 _COUNTER = ".num_batches_tracked"

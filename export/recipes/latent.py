@@ -17,6 +17,7 @@ from tilefuse.export.recipes.tensor_file import write_tensors
 
 TEXTURES = "brick, grass and gravel of scikit-image, tinted, and rendered dead leaves; lowest fifth held out"
 DATA: Mapping[str, str] = {
+    "pictures": "rendered dead leaves and photographs of scikit-image; others of its photographs held out",
     "digits": "scikit-learn's digits, enlarged from 8x8 to 28x28 by Pillow's bicubic filter; a fifth held out",
     "textures-32": f"crops of 32 pixels of {TEXTURES}",
     "textures-64": f"crops of 64 pixels of {TEXTURES}",

@@ -1,0 +1,151 @@
+"""The .tfz file: rounded latents of an autoencoder, coded by LZMA, under a header with checksums."""
+
+from __future__ import annotations
+
+import lzma
+import struct
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilefuse.errors import ImageError
+
+# As PNG's, so that a transfer that changes line ends or drops the eighth bit shows in the first bytes.
+MAGIC = b"\x89TFZ\r\n\x1a\n"
+VERSION = 1
+MAX_PIXELS = 500_000_000
+MAX_LATENTS = 256
+LARGEST = 127
+SAMPLE_BITS = (8, 16, 32)
+
+# Version, bits a sample, colour channels, reduction, latent channels, width, height, model, payload bytes and CRC-32.
+_FIELDS = struct.Struct("<HBBHHII32sQI")
+_CHECK = struct.Struct("<I")
+HEADER_BYTES = len(MAGIC) + _FIELDS.size + _CHECK.size
+
+
+@dataclass(frozen=True)
+class LatentHeader:
+    """What a file says of itself: the image's size in pixels and samples, and the network that wrote it.
+
+    `reduction` is how many pixels an edge one latent stands for; `model` is the network's SHA-256.
+    """
+
+    width: int
+    height: int
+    colours: int
+    sample_bits: int
+    reduction: int
+    latents: int
+    model: bytes
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape [latents, rows, columns] of what the file holds."""
+        return self.latents, -(-self.height // self.reduction), -(-self.width // self.reduction)
+
+    def problem(self) -> str | None:
+        """Tells what no file of this version can say, or None."""
+        checks = (
+            (self.width >= 1 and self.height >= 1, f"a size of {self.width} x {self.height} pixels"),
+            (self.width * self.height <= MAX_PIXELS, f"{self.width} x {self.height} pixels, past {MAX_PIXELS}"),
+            (self.colours in (1, 3), f"{self.colours} colour channels, expected 1 or 3"),
+            (self.sample_bits in SAMPLE_BITS, f"{self.sample_bits} bits a sample, expected 8, 16 or 32"),
+            (1 <= self.reduction <= 64, f"a reduction by {self.reduction}, expected 1 to 64"),
+            (1 <= self.latents <= MAX_LATENTS, f"{self.latents} latent channels, expected 1 to {MAX_LATENTS}"),
+            (len(self.model) == 32, f"a model hash of {len(self.model)} bytes, expected 32"),
+        )
+        return next((text for holds, text in checks if not holds), None)
+
+
+def encode_latents(header: LatentHeader, latents: NDArray[np.int8]) -> bytes:
+    """Returns the bytes of a file that holds `latents`, int8 of the header's shape.
+
+    Raises:
+        ImageError: no file can hold such an image.
+    """
+    problem = header.problem()
+    if problem is not None:
+        raise ImageError(f"the image has {problem}: a .tfz file can't hold it")
+    if latents.shape != header.shape or latents.dtype != np.int8:
+        raise ImageError(f"latents of {latents.shape} and {latents.dtype}; expected {header.shape} and int8")
+    payload = lzma.compress(_symbols(latents), lzma.FORMAT_RAW, filters=_filters(header))
+    fields = _FIELDS.pack(
+        VERSION,
+        header.sample_bits,
+        header.colours,
+        header.reduction,
+        header.latents,
+        header.width,
+        header.height,
+        header.model,
+        len(payload),
+        zlib.crc32(payload),
+    )
+    start = MAGIC + fields
+    return start + _CHECK.pack(zlib.crc32(start)) + payload
+
+
+def read_header(data: bytes) -> LatentHeader:
+    """Returns the header of a file's bytes, its checksums checked, the payload's too; nothing is decoded.
+
+    Raises:
+        ImageError: another kind of file or version, or a damaged or truncated one.
+    """
+    if not data.startswith(MAGIC):
+        raise ImageError("no .tfz file by its content; give one that `tilefuse compress` wrote")
+    if len(data) < HEADER_BYTES:
+        raise ImageError(f"truncated: {len(data)} bytes, less than the header's {HEADER_BYTES}; copy it again")
+    fields_end = HEADER_BYTES - _CHECK.size
+    if _CHECK.unpack_from(data, fields_end)[0] != zlib.crc32(data[:fields_end]):
+        raise ImageError("the header's checksum is wrong: the file is damaged; copy it again")
+    version, bits, colours, reduction, latents, width, height, model, size, check = _FIELDS.unpack_from(
+        data, len(MAGIC)
+    )
+    if version != VERSION:
+        raise ImageError(f"a .tfz file of version {version}; this tilefuse reads version {VERSION}: upgrade it")
+    header = LatentHeader(width, height, colours, bits, reduction, latents, model)
+    problem = header.problem()
+    if problem is not None:
+        raise ImageError(f"the header says {problem}; the file is damaged or made to hurt")
+    payload = memoryview(data)[HEADER_BYTES:]
+    if len(payload) != size:
+        raise ImageError(f"{len(payload)} bytes after the header, which says {size}: truncated or damaged; copy again")
+    if zlib.crc32(payload) != check:
+        raise ImageError("the payload's checksum is wrong: the file is damaged; copy it again")
+    return header
+
+
+def decode_latents(data: bytes) -> tuple[LatentHeader, NDArray[np.int8]]:
+    """Returns the header and the latents, int8 of its shape, decoding no more than the header declares.
+
+    Raises:
+        ImageError: as `read_header`, or a payload that is none of this header.
+    """
+    header = read_header(data)
+    size = int(np.prod(header.shape))
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(header))
+    try:
+        symbols = decoder.decompress(memoryview(data)[HEADER_BYTES:], max_length=size + 1)
+    except lzma.LZMAError as error:
+        raise ImageError(f"the payload can't be decoded ({error}); the file is damaged or made to hurt") from error
+    if len(symbols) != size:
+        more = "at least " if len(symbols) > size else ""
+        raise ImageError(f"the payload holds {more}{len(symbols)} latents, the header declares {size}; the file is bad")
+    return header, _latents(symbols, header.shape)
+
+
+def _filters(_header: LatentHeader) -> list[dict[str, int]]:
+    return [
+        {"id": lzma.FILTER_LZMA1, "preset": 6 | lzma.PRESET_EXTREME, "dict_size": 1 << 20, "lc": 0, "lp": 0, "pb": 0}
+    ]
+
+
+def _symbols(latents: NDArray[np.int8]) -> bytes:
+    return latents.tobytes()
+
+
+def _latents(symbols: bytes, shape: tuple[int, int, int]) -> NDArray[np.int8]:
+    return np.frombuffer(symbols, np.int8).reshape(shape)
