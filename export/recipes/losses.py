@@ -54,6 +54,16 @@ ADVERSARIAL: Mapping[str, AdversarialLoss] = {
 }
 
 
+def relativistic_average(higher: Tensor, lower: Tensor) -> Tensor:
+    """Returns -log s(higher - mean of lower) - log(1 - s(lower - mean of higher)) of logits [N], s being the sigmoid.
+
+    The discriminator minimises it with the real images' logits as the higher ones, the generator with the drawn ones'.
+
+    Source: Jolicoeur-Martineau, "The relativistic discriminator", ICLR 2019; as in ESRGAN.
+    """
+    return F.softplus(lower.mean() - higher).mean() + F.softplus(lower - higher.mean()).mean()
+
+
 def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, drawn: Tensor, mix: Tensor) -> Tensor:
     """Returns the mean of (|gradient of the critic| - 1)**2 at points between real and drawn images [N, C, H, W].
 

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from tilefuse.errors import ModelError, UsageError
+from tilefuse.export.recipes.adversarial_stage import train_critic, unlikeness
 from tilefuse.export.recipes.dataset import build_pool
 from tilefuse.export.recipes.evaluation import Evaluation, evaluate
+from tilefuse.export.recipes.loop import update_average
 from tilefuse.export.recipes.photographs import VALIDATION
 from tilefuse.export.recipes.registry import Recipe
 from tilefuse.export.recipes.resume import State, new_state, restore_state, save_state
@@ -108,9 +110,15 @@ def train_recipe(
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """Returns the rate of a step: a linear rise over `warmup` steps times a cosine from 1 to a hundredth."""
+    """Returns the rate of a step: a linear rise over `warmup` steps times a cosine from 1 to a hundredth.
+
+    That of the adversarial stage falls linearly to nothing.
+    """
+    before = recipe.reconstruction_steps(steps)
+    if recipe.adversarial is not None and step >= before:
+        return recipe.adversarial.learning_rate * (steps - step) / (steps - before)
     rise = min(1.0, (step + 1) / recipe.warmup)
-    return recipe.learning_rate * rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+    return recipe.learning_rate * rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / before)))
 
 
 def reconstruction_loss(recipe: Recipe, result: Tensor, target: Tensor, progress: float) -> Tensor:
@@ -129,19 +137,24 @@ def _advance(recipe: Recipe, state: State, batch: tuple[Tensor, Tensor], step: i
     low, high = (images.to(device) for images in batch)
     for group in state.optimiser.param_groups:
         group["lr"] = learning_rate(recipe, step, steps)
-    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+    before = recipe.reconstruction_steps(steps)
+    mixed_precision = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
+    with mixed_precision:
         result = state.network(low)
-    loss = reconstruction_loss(recipe, result.float(), high, step / steps)
+    result = result.float()
+    if recipe.adversarial is None or state.critic is None or step < before:
+        loss = reconstruction_loss(recipe, result, high, step / before)
+    else:
+        rate = learning_rate(recipe, step, steps)
+        train_critic(recipe.adversarial, state.critic, high, result.detach(), rate, mixed_precision)
+        loss = reconstruction_loss(recipe, result, high, 0.0)
+        loss = loss + unlikeness(recipe.adversarial, state.critic.network, high, result, mixed_precision)
     if not torch.isfinite(loss):
         raise ModelError(f"the loss of {recipe.name} is {loss.item()} at step {step + 1}; lower the learning rate")
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     state.optimiser.step()
-    # The average starts short, so that it does not remember the random weights of the first steps.
-    decay = min(recipe.average_decay, (step + 1) / (step + 10))
-    with torch.no_grad():
-        for average, weight in zip(state.average.parameters(), state.network.parameters(), strict=True):
-            average.lerp_(weight, 1.0 - decay)
+    update_average(state.average, state.network, recipe.average_decay, step)
     return loss.item()
 
 

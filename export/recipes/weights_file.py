@@ -29,6 +29,7 @@ def write_weights(
         "seed": str(seed),
         "psnr": json.dumps(scores),
         "gain_db": f"{evaluation.gain_db:.4f}",
+        "ssim_gain": f"{evaluation.ssim_gain:.4f}",
         "licence": "Apache-2.0",
     }
     tensors = {key: value.detach().float() for key, value in network.state_dict().items()}
