@@ -33,8 +33,10 @@ def onnx_source(model: Model, shapes: Sequence[Shape]) -> bytes:
     return model.onnx
 
 
-def pixels_source(model: Model, shape: Shape, dtype: np.dtype[Any]) -> bytes:
+def pixels_source(model: Model, shape: Shape, dtype: np.dtype[Any], scale: float = 1.0) -> bytes:
     """Write the graph as a serialised ONNX model of integers [N, H, W, C] for windows of `shape` [N, C, H, W].
+
+    The graph takes `scale` times an image in 0..1.
 
     Raises:
         BackendError: there is no graph, it can't be written as ONNX, or it is no image-to-image network.
@@ -44,7 +46,7 @@ def pixels_source(model: Model, shape: Shape, dtype: np.dtype[Any]) -> bytes:
 
     if model.graph is None:
         raise BackendError(f"{model.name} has no graph to convert pixels in")
-    return bytes(with_pixels(_write(model.graph, [shape]), dtype).SerializeToString())
+    return bytes(with_pixels(_write(model.graph, [shape]), dtype, scale).SerializeToString())
 
 
 def onnx_refusal(model: Model) -> str | None:

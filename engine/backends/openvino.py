@@ -42,7 +42,9 @@ class OpenVino:
         self, model: Model, shapes: Sequence[Shape], *, device: str, precision: Precision, threads: int
     ) -> Session:
         require(self, model, shapes, device, precision)
-        return OpenVinoSession(_compiled(onnx_source(model, shapes), shapes, precision, threads), tuple(shapes))
+        model, scale = _for_precision(model, precision)
+        compiled = _compiled(onnx_source(model, shapes), shapes, precision, threads)
+        return OpenVinoSession(compiled, tuple(shapes), scale)
 
     def compile_pixels(
         self,
@@ -57,14 +59,21 @@ class OpenVino:
         require(self, model, [shape], device, precision)
         batch, channels, height, width = shape
         pixels = (batch, height, width, channels)
-        compiled = _compiled(pixels_source(model, shape, dtype), [pixels], precision, threads)
+        model, scale = _for_precision(model, precision)
+        compiled = _compiled(pixels_source(model, shape, dtype, scale), [pixels], precision, threads)
         return OpenVinoPixels(compiled, pixels)
+
+
+def _for_precision(model: Model, precision: Precision) -> tuple[Model, float]:
+    """Give the model to compile, and what the image is multiplied by for it."""
+    exact = exact_byte_input(model.graph, torch.bfloat16) if precision == "bf16" and model.graph is not None else None
+    return (model, 1.0) if exact is None else (replace(model, graph=exact), LEVELS)
 
 
 def _compiled(source: bytes, shapes: Sequence[Shape], precision: Precision, threads: int) -> Any:
     openvino = load("openvino")
     options = {
-        "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
+        "INFERENCE_PRECISION_HINT": _TYPES[precision],
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
     }
@@ -72,9 +81,13 @@ def _compiled(source: bytes, shapes: Sequence[Shape], precision: Precision, thre
         core = openvino.Core()
         network = core.read_model(source)
         network.reshape({port: list(shape) for port, shape in zip(network.inputs, shapes, strict=True)})
-        return core.compile_model(network, "CPU", options)
+        compiled = core.compile_model(network, "CPU", options)
+        computes = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
     except (RuntimeError, MemoryError, ValueError, TypeError) as error:
         raise refuse_compile("openvino", error) from error
+    if computes != _TYPES[precision]:
+        raise BackendError(f"openvino computes in {computes} on this processor, not in {precision}")
+    return compiled
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,6 @@ class OpenVinoSession:
 
     compiled: Any
     shapes: tuple[Shape, ...]
-    results: tuple[Shape, ...]
     scale: float = 1.0
     idle: deque[Any] = field(default_factory=deque)
 
@@ -94,7 +106,8 @@ class OpenVinoSession:
         check_inputs(inputs, self.shapes)
         try:
             request = _request(self.compiled, self.idle)
-            results = request.infer([x.detach().contiguous().numpy() for x in inputs], share_inputs=True)
+            placed = [(x.detach() * self.scale if self.scale != 1 else x.detach()).contiguous() for x in inputs]
+            results = request.infer([x.numpy() for x in placed], share_inputs=True)
             outputs = [torch.tensor(results[port], dtype=torch.float32) for port in self.compiled.outputs]
         except (RuntimeError, MemoryError, ValueError, TypeError) as error:
             raise failure("openvino", error) from error

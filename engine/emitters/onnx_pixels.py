@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 PIXELS, RESULT, CHECK = "tilefuse/pixels", "tilefuse/result", "tilefuse/check"
 
 
-def with_pixels(model: onnx.ModelProto, dtype: np.dtype[np.uint8] | np.dtype[np.uint16]) -> onnx.ModelProto:
+def with_pixels(
+    model: onnx.ModelProto, dtype: np.dtype[np.uint8] | np.dtype[np.uint16], scale: float = 1.0
+) -> onnx.ModelProto:
     """Return an image model [N, C, H, W] of fixed shape that takes and gives [N, H, W, C] integers.
 
-    Integers mean 0..1; the result is rounded to even and clipped. A second output is the sum of the float result: it
-    is finite exactly where the network overflowed nowhere.
+    Integers mean 0..1, and `model` takes `scale` times that; the result is rounded to even and clipped. A second output
+    is the sum of the float result: it is finite exactly where the network overflowed nowhere.
 
     Raises:
         BackendError: more than one input or output, or one that is no image.
@@ -47,7 +49,7 @@ def with_pixels(model: onnx.ModelProto, dtype: np.dtype[np.uint8] | np.dtype[np.
     before = [
         node("Transpose", [PIXELS], "tilefuse/planes", perm=[0, 3, 1, 2]),
         node("Cast", ["tilefuse/planes"], "tilefuse/values", to=proto.FLOAT),
-        node("Div", ["tilefuse/values", "tilefuse/full"], source.name),
+        node("Div", ["tilefuse/values", "tilefuse/divisor"], source.name),
     ]
     after = [
         node("ReduceSum", [result], CHECK, keepdims=0),
@@ -62,6 +64,6 @@ def with_pixels(model: onnx.ModelProto, dtype: np.dtype[np.uint8] | np.dtype[np.
         graph.name,
         [helper.make_tensor_value_info(PIXELS, kind, (batch, height, width, channels))],
         [helper.make_tensor_value_info(RESULT, kind, None), helper.make_tensor_value_info(CHECK, proto.FLOAT, ())],
-        [*graph.initializer, number("full", full), number("zero", 0.0)],
+        [*graph.initializer, number("divisor", full / scale), number("full", full), number("zero", 0.0)],
     )
     return helper.make_model(wrapped, opset_imports=model.opset_import, ir_version=model.ir_version)
