@@ -140,6 +140,9 @@ def check_epilogue(epilogue: Epilogue, x: Tensor, channels: int, result: tuple[i
             given = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
             accepted = f"contiguous float tensor of {' or '.join(map(str, sizes))} numbers"
             require(fits, f"epilogue.{name}", given, accepted)
+    if epilogue.slopes is not None and epilogue.shuffle > 1 and epilogue.activation_last:
+        given = f"{epilogue.slopes.shape[0]} numbers behind a pixel shuffle"
+        require(epilogue.slopes.shape[0] == 1, "epilogue.slopes", given, "one number")
     many = len(epilogue.residuals)
     require(many <= MOST_RESIDUALS, "epilogue.residuals", f"{many} tensors", f"{MOST_RESIDUALS} at most")
     for position, residual in enumerate(epilogue.residuals):
@@ -167,17 +170,14 @@ def epilogue_ref(value: Tensor, epilogue: Epilogue, dtype: torch.dtype, out: Ten
     if not epilogue.activation_last:
         value = activation_ref(value, epilogue.activation, epilogue.slope, epilogue.slopes)
     r = epilogue.shuffle
-    slopes = epilogue.slopes
     if r > 1:
         value = F.pixel_shuffle(value.permute(0, 3, 1, 2), r).permute(0, 2, 3, 1)
-        if slopes is not None and slopes.shape[0] > 1:
-            require(not epilogue.activation_last, "epilogue.slopes", "one a channel, after a pixel shuffle", "[1]")
     for residual in epilogue.residuals:
         u, (_, h, w, _) = residual.upsample, value.shape
         other = residual.tensor.float().repeat_interleave(u, 1).repeat_interleave(u, 2)[:, :h, :w]
         value = value * residual.value_scale + other * residual.scale
     if epilogue.activation_last:
-        value = activation_ref(value, epilogue.activation, epilogue.slope, slopes)
+        value = activation_ref(value, epilogue.activation, epilogue.slope, epilogue.slopes)
     if epilogue.low is not None or epilogue.high is not None:
         value = value.clamp(epilogue.low, epilogue.high)
     value = value * epilogue.output_scale + epilogue.output_shift

@@ -81,3 +81,10 @@ def require_nhwc(name: str, tensor: Tensor, like: Tensor, dtypes: tuple[torch.dt
     require(tensor.device == like.device, name, f"on {tensor.device}", f"the device of x, {like.device}")
     dense = tensor.shape[3] == 1 or tensor.stride(3) == 1
     require(dense, name, f"of strides {tensor.stride()}", "NHWC with neighbouring channels (stride 1)")
+
+
+def tensor_descriptor(tensor: Tensor, block: list[int]) -> object:
+    """Describe a tensor to the tensor memory accelerator; loads outside of it give zero."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), block)

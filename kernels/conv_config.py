@@ -1,0 +1,98 @@
+"""Configurations of the convolution kernels: a pure function of the layer, never of the image's size or the batch.
+
+So every window, stripe and batch of a layer runs the same tiles in the same order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from tilefuse.kernels.layer import Layer
+from tilefuse.kernels.toolchain import IMAGES
+
+HALVES = (torch.float16, torch.bfloat16)
+# Wider layers stand at the stems of generators, on images smaller than a tile.
+WIDEST_TMA = 256
+
+
+@dataclass(frozen=True)
+class ConvConfig:
+    """How a layer is run.
+
+    Attributes:
+        path: "tma" and "pointer" are matrix products, "depthwise" is a sum.
+        tile: height and width of the pixel tile ("tma"), or (1, pixels).
+        block_n, block_k: columns of a program, and steps of its reduction.
+        flat: taps and channels form one index of the reduction (few channels).
+        swap: channels, not pixels, are the rows of the matrix instruction.
+    """
+
+    path: Literal["tma", "pointer", "depthwise"]
+    tile: tuple[int, int]
+    block_n: int
+    block_k: int
+    flat: bool = False
+    swap: bool = False
+    warps: int = 4
+    stages: int = 3
+
+    @property
+    def block_m(self) -> int:
+        """Pixels of a program."""
+        return self.tile[0] * self.tile[1]
+
+
+def pick_config(layer: Layer, x_dtype: torch.dtype, *, affine: bool, target: int) -> ConvConfig:
+    """Choose the configuration of a layer.
+
+    Args:
+        x_dtype: the input's type; integers are converted on the way in.
+        affine: whether a prologue changes the input, which a TMA load can't.
+        target: compute capability, as 80, 90, 100.
+    """
+    dtype, inputs = layer.weight.dtype, layer.inputs
+    columns = layer.weight.shape[1] // layer.groups
+    block_k = reduction_block(layer)
+    if inputs == 1 and layer.groups > 1 and layer.spread == (1, 1):
+        return ConvConfig("depthwise", (1, 64), min(power_of_two(layer.weight.shape[1]), 64), 1, stages=1)
+    if dtype == torch.float32:
+        return ConvConfig(
+            "pointer", (1, 64), min(power_of_two(max(columns, 16)), 64), block_k, is_flat(layer), stages=2
+        )
+    direct = x_dtype in HALVES and not affine
+    if target >= 90 and direct and takes_tma(layer):
+        if columns >= 128:
+            return ConvConfig("tma", (8, 16), 128, block_k, warps=8, stages=3)
+        if columns > 32:
+            return ConvConfig("tma", (16, 16), 64, block_k, swap=True, warps=8 if target >= 100 else 4, stages=3)
+        return ConvConfig("tma", (8, 16), power_of_two(max(columns, 16)), block_k, warps=4, stages=4)
+    block_n = 128 if columns >= 128 else power_of_two(max(columns, 16))
+    stages = 2 if x_dtype in IMAGES or affine else 3
+    return ConvConfig(
+        "pointer", (1, 128), block_n, block_k, is_flat(layer), warps=8 if block_n == 128 else 4, stages=stages
+    )
+
+
+def is_flat(layer: Layer) -> bool:
+    """Tell whether a layer has so few input channels that taps share a step of the reduction."""
+    return layer.inputs < 16
+
+
+def reduction_block(layer: Layer) -> int:
+    """Give BLOCK_K, the same for every path and tile, so that sums of a layer always run in one order."""
+    depth = layer.inputs * layer.kernel[0] * layer.kernel[1] if is_flat(layer) else layer.inputs
+    return min(max(power_of_two(depth), 16), 32 if layer.weight.dtype == torch.float32 else 64)
+
+
+def takes_tma(layer: Layer) -> bool:
+    """Tell whether descriptors can address a layer: rows of 16 bytes, stride 1, one group."""
+    rows = layer.inputs * layer.weight.element_size() % 16 == 0
+    return rows and 16 <= layer.inputs <= WIDEST_TMA and layer.stride == (1, 1) and layer.groups == 1
+
+
+def power_of_two(count: int) -> int:
+    """Round up to a power of two."""
+    return 1 << (count - 1).bit_length()
