@@ -28,12 +28,12 @@ def mask_of(value: MaskLike) -> Mask:
     """
     if isinstance(value, Image.Image):
         return _holes(picture_from_pil(value), "the mask")
-    array = (
-        value.detach().cpu().float().numpy() if isinstance(value, Tensor) and value.dtype.is_floating_point else value
-    )
-    if isinstance(array, Tensor):
-        array = array.detach().cpu().numpy()
-    if not isinstance(array, np.ndarray):
+    if isinstance(value, Tensor):
+        plain = value.detach().cpu()
+        array = (plain.float() if plain.dtype.is_floating_point else plain).numpy()
+    elif isinstance(value, np.ndarray):
+        array = value
+    else:
         raise ImageError(f"the mask is a {type(value).__name__}; give an array, a tensor or a gray Pillow image")
     if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
         array = array[0] if array.shape[0] == 1 else array[..., 0]

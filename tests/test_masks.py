@@ -101,7 +101,8 @@ def test_known_pixels_and_known_alpha_come_back_to_the_last_bit(dtype: str) -> N
     for job in jobs:
         job.result[:] = FULL[dtype]
     result = assemble(picture, jobs, Fraction(1), HOLES)
-    assert result.alpha is not None and picture.alpha is not None
+    assert result.alpha is not None
+    assert picture.alpha is not None
     assert np.array_equal(result.pixels[~HOLES], picture.pixels[~HOLES])
     assert np.array_equal(result.alpha[~HOLES], picture.alpha[~HOLES])
     assert (result.pixels[HOLES] == FULL[dtype]).all()
