@@ -59,11 +59,9 @@ def pick_config(layer: Layer, x_dtype: torch.dtype, *, affine: bool, target: int
     if inputs == 1 and layer.groups > 1 and layer.spread == (1, 1):
         return ConvConfig("depthwise", (1, 64), min(power_of_two(layer.weight.shape[1]), 64), 1, stages=1)
     if dtype == torch.float32:
-        return ConvConfig(
-            "pointer", (1, 64), min(power_of_two(max(columns, 16)), 64), block_k, is_flat(layer), stages=2
-        )
-    direct = x_dtype in HALVES and not affine
-    if target >= 90 and direct and takes_tma(layer):
+        block_n = min(power_of_two(max(columns, 16)), 64)
+        return ConvConfig("pointer", (1, 64), block_n, block_k, is_flat(layer), warps=8, stages=2)
+    if target >= 90 and x_dtype in HALVES and not affine and takes_tma(layer):
         if columns >= 128:
             return ConvConfig("tma", (8, 16), 128, block_k, warps=8, stages=3)
         if columns > 32:
@@ -71,9 +69,10 @@ def pick_config(layer: Layer, x_dtype: torch.dtype, *, affine: bool, target: int
         return ConvConfig("tma", (8, 16), power_of_two(max(columns, 16)), block_k, warps=4, stages=4)
     block_n = 128 if columns >= 128 else power_of_two(max(columns, 16))
     stages = 2 if x_dtype in IMAGES or affine else 3
-    return ConvConfig(
-        "pointer", (1, 128), block_n, block_k, is_flat(layer), warps=8 if block_n == 128 else 4, stages=stages
-    )
+    # Before sm_90 accumulators and addresses share the registers that wgmma leaves free.
+    pixels = 64 if target < 90 and block_n == 64 else 128
+    warps = 8 if block_n == 128 else 4
+    return ConvConfig("pointer", (1, pixels), block_n, block_k, is_flat(layer), warps=warps, stages=stages)
 
 
 def is_flat(layer: Layer) -> bool:

@@ -115,6 +115,7 @@ def plan_launch(
     )
     columns = layer.weight.shape[1] // layer.groups
     blocks = -(-columns // config.block_n) * layer.groups
+    word = packing(out, layer)
     half_bits = emulated and torch.bfloat16 in (layer.weight.dtype,)
     (ay, by, cy), (ax, bx, cx) = (axis.start for axis in layer.axes)
     shared: dict[str, object] = {
@@ -133,7 +134,7 @@ def plan_launch(
         "KIND": epilogue.activation, "LAST": epilogue.activation_last,
         "CLAMP": epilogue.low is not None or epilogue.high is not None,
         "AFFINE": (epilogue.output_scale, epilogue.output_shift) != (1.0, 0.0),
-        "PACK": packing(out, layer), "BN": config.block_n, "BK": config.block_k,
+        "PACK": word, "BN": config.block_n, "BK": config.block_k,
         "UPCAST": half_bits, "BF16_BITS": emulated and out.dtype == torch.bfloat16,
     }  # fmt: skip
     names = ("value0", "scale0", "value1", "scale1", "low", "high", "out_scale", "out_shift")
@@ -143,7 +144,8 @@ def plan_launch(
         strides = (0, 0, 0) if residual is None else tensor.stride()[:3]
         shared |= {f"r{i}_ptr": tensor, f"UP{i}": 0 if residual is None else residual.upsample}
         shared |= {f"r{i}{axis}": stride for axis, stride in zip("nhw", strides, strict=True)}
-    pieces = _shape_name(x, layer)
+    pieces, exact = _shape_name(x, layer), layer.weight.dtype == torch.float32
+    unaligned = out.dtype == torch.uint8 and word == 1
     steps = layer.kernel[0] * layer.kernel[1] * -(-layer.inputs // config.block_k)
     if config.path == "tma":
         th, tw = config.tile
@@ -154,8 +156,9 @@ def plan_launch(
         }  # fmt: skip
         grid = (n * -(-grid_h // th) * -(-grid_w // tw), blocks, layer.phases[0] * layer.phases[1])
         return Launch(
-            f"conv2d_tma {pieces}", _conv2d_tma_kernel, grid, arguments, config.warps, config.stages, config, steps > 1
-        )
+            f"conv2d_tma {pieces}", _conv2d_tma_kernel, grid, arguments, config.warps, config.stages, config, steps > 1,
+            unaligned=unaligned,
+        )  # fmt: skip
     arguments = shared | {
         "x_ptr": x, "w_ptr": layer.weight,
         "scale_ptr": layer.weight if prologue.scale is None else prologue.scale,
@@ -176,7 +179,7 @@ def plan_launch(
     rows = layer.inputs * x.element_size() % 16 == 0 and not config.flat and x.dtype == layer.weight.dtype
     return Launch(
         f"{'depthwise' if depthwise else 'conv2d'} {pieces}", kernel, grid, arguments, config.warps, config.stages,
-        config, rows and steps > 1 and not prologue.is_affine and not depthwise,
+        config, rows and steps > 1 and not prologue.is_affine and not depthwise, exact, unaligned,
     )  # fmt: skip
 
 

@@ -16,6 +16,8 @@ class Launch:
         name: of the operation and its configuration, for reports.
         config: what was picked, for reports.
         pipelined: whether its loop has loads that must be asynchronous (rows of at least 16 bytes, more than one step).
+        exact: whether its products are true float32, which no matrix instruction computes.
+        unaligned: whether its bytes can't be stored as words, because rows of the image don't begin at whole ones.
     """
 
     name: str
@@ -26,6 +28,8 @@ class Launch:
     stages: int = 1
     config: object = None
     pipelined: bool = False
+    exact: bool = False
+    unaligned: bool = False
 
     def run(self) -> None:
         """Launch the kernel on the current stream."""
