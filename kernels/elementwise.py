@@ -67,7 +67,8 @@ def elementwise_ref(inputs: Sequence[Tensor], steps: Sequence[Step]) -> Tensor:
     values = [*torch.broadcast_tensors(*(x.float() for x in inputs))]
     for step in steps:
         values.append(_step_ref(step, values[step.a], values[step.b]))
-    return values[-1 if steps else 0].to(inputs[0].dtype)
+    last: Tensor = values[-1 if steps else 0]
+    return last.to(inputs[0].dtype)
 
 
 def _step_ref(step: Step, a: Tensor, b: Tensor) -> Tensor:
@@ -203,6 +204,16 @@ def _step(OP: tl.constexpr, a, b, NUMBER: tl.constexpr):
 
 
 @jit
+def _read(source, mask):
+    return tl.load(source, mask=mask).to(tl.float32)  # [ROWS, COLUMNS]
+
+
+@jit
+def _with(values, value):
+    return values + (value,)
+
+
+@jit
 def _elementwise_kernel(
     x0, x1, x2, x3, x4, x5, out_ptr, all_rows, height, width,
     n0, h0, w0, c0, n1, h1, w1, c1, n2, h2, w2, c2, n3, h3, w3, c3, n4, h4, w4, c4, n5, h5, w5, c5, on, oh, ow, oc,
@@ -214,20 +225,20 @@ def _elementwise_kernel(
     mask = (row < all_rows) & (element < width * C)
     n, y = row // height, row % height
     x, c = (element // C).to(tl.int64), (element % C).to(tl.int64)
-    values = (tl.load(x0 + n * n0 + y * h0 + x * w0 + c * c0, mask=mask).to(tl.float32),)  # [ROWS, COLUMNS] each
+    values = (_read(x0 + n * n0 + y * h0 + x * w0 + c * c0, mask),)
     if INPUTS > 1:
-        values = values + (tl.load(x1 + n * n1 + y * h1 + x * w1 + c * c1, mask=mask).to(tl.float32),)
+        values = _with(values, _read(x1 + n * n1 + y * h1 + x * w1 + c * c1, mask))
     if INPUTS > 2:
-        values = values + (tl.load(x2 + n * n2 + y * h2 + x * w2 + c * c2, mask=mask).to(tl.float32),)
+        values = _with(values, _read(x2 + n * n2 + y * h2 + x * w2 + c * c2, mask))
     if INPUTS > 3:
-        values = values + (tl.load(x3 + n * n3 + y * h3 + x * w3 + c * c3, mask=mask).to(tl.float32),)
+        values = _with(values, _read(x3 + n * n3 + y * h3 + x * w3 + c * c3, mask))
     if INPUTS > 4:
-        values = values + (tl.load(x4 + n * n4 + y * h4 + x * w4 + c * c4, mask=mask).to(tl.float32),)
+        values = _with(values, _read(x4 + n * n4 + y * h4 + x * w4 + c * c4, mask))
     if INPUTS > 5:
-        values = values + (tl.load(x5 + n * n5 + y * h5 + x * w5 + c * c5, mask=mask).to(tl.float32),)
+        values = _with(values, _read(x5 + n * n5 + y * h5 + x * w5 + c * c5, mask))
     last = values[0]
     for i in tl.static_range(len(NUMBERS)):
         last = _step(CODES[3 * i], values[CODES[3 * i + 1]], values[CODES[3 * i + 2]], NUMBERS[i])
-        values = values + (last,)
+        values = _with(values, last)
     last = tl.broadcast_to(last, (ROWS, COLUMNS))
     tl.store(out_ptr + n * on + y * oh + x * ow + c * oc, last.to(out_ptr.dtype.element_ty), mask=mask)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tilefuse.kernels.tensors import FLOATS, INTERPRETED, RowTile, check_image, no_result, result, row_tile
-from tilefuse.kernels.toolchain import jit, tl
+from tilefuse.kernels.tensors import INTERPRETED, RowTile, check_image, no_result, result, row_tile
+from tilefuse.kernels.toolchain import FLOATS, jit, tl
 
 PIXELS = (torch.uint8, torch.uint16, *FLOATS)
 
