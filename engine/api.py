@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from tilefuse.backends import registry
 from tilefuse.backends.base import Precision, Session
+from tilefuse.backends.pixels import Integers, PixelSession, compile_pixels
 from tilefuse.errors import BackendError, ImageError
-from tilefuse.execute import Execution, Progress, execute
+from tilefuse.execute import Execution, Progress, Runner, execute
 from tilefuse.file_jobs import Report, run_job
 from tilefuse.footprint import Footprint
 from tilefuse.generation import generate
@@ -31,10 +32,11 @@ from tilefuse.images import (
 )
 from tilefuse.jobs import Job, assemble, picture_jobs
 from tilefuse.machine import available_memory, cpu_threads
-from tilefuse.memory import ArrayReader, ArrayWriter
+from tilefuse.memory import ArrayReader, ArrayWriter, PixelReader, PixelWriter
 from tilefuse.model import Model
 from tilefuse.options import Options
 from tilefuse.planner import Plan, Request, Serving, input_shapes, plan
+from tilefuse.runners import FloatRunner, PixelRunner
 from tilefuse.serving import choose
 from tilefuse.sessions import SessionCache
 from tilefuse.source import load_model
@@ -55,6 +57,7 @@ class SessionKey:
     images: int
     window: tuple[int, int]
     precision: Precision
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,10 +168,9 @@ class Engine:
         self, picture: Picture, *, progress: Progress | None = None, on_plan: Callable[[Plan], None] | None = None
     ) -> tuple[Picture, Plan, Execution]:
         """Run a picture: colour, then alpha."""
-        made, grid, serving = self._settle(picture)
+        made, grid, serving, jobs = self._settle(picture)
         if on_plan is not None:
             on_plan(made)
-        jobs = picture_jobs(picture, self.model.image_channels, grid.output)
         total = len(grid) * len(jobs)
         runs = []
         for position, job in enumerate(jobs):
@@ -182,19 +184,20 @@ class Engine:
         )
         return assemble(picture, jobs, self.scale), made, execution
 
-    def _settle(self, picture: Picture) -> tuple[Plan, Grid, Serving]:
+    def _settle(self, picture: Picture) -> tuple[Plan, Grid, Serving, list[Job]]:
         """Plan a picture for the first candidate that compiles its window."""
         depth = picture.pixels.shape[2] + (picture.alpha is not None)
         failed: list[str] = []
         for serving in self.candidates:
             with_reasons = replace(serving, why=(*serving.why, *failed))
             made, grid = self._plan(picture.height, picture.width, depth, picture.pixels.dtype, with_reasons)
+            jobs = picture_jobs(picture, self.model.image_channels, grid.output)
             try:
-                self.session(serving, made.images, grid.window)
+                self._runner(jobs[0], grid.window, serving, serving.precision)
             except BackendError as error:
                 failed.append(f"{serving.backend} can't compile this window: {error}")
             else:
-                return made, grid, serving
+                return made, grid, serving, jobs
         raise BackendError("; ".join(failed))
 
     def _plan(
@@ -213,25 +216,51 @@ class Engine:
         Raises:
             BackendError: the backend can't compile it.
         """
-        return self._sessions.get(SessionKey(serving.backend, images, window, precision or serving.precision))
+        key = SessionKey(serving.backend, images, window, precision or serving.precision)
+        return cast(Session, self._sessions.get(key))
 
     def request(self) -> Request:
         """Return what the user asked for, with the memory budget filled in."""
         request = self.options.request
         return request if request.memory else replace(request, memory=available_memory() // 2)
 
+    def pixel_session(
+        self, serving: Serving, images: int, window: tuple[int, int], dtype: np.dtype[Any], precision: Precision
+    ) -> PixelSession:
+        """Compile for windows of integer pixels, or return the session that was.
+
+        Raises:
+            BackendError: the backend can't compile it.
+        """
+        key = SessionKey(serving.backend, images, window, precision, dtype.name)
+        return cast(PixelSession, self._sessions.get(key))
+
     def _run(self, job: Job, grid: Grid, serving: Serving, progress: Progress | None) -> Execution:
-        images = job.source.shape[0]
+        if self._takes_pixels(job):
+            reader: Any = PixelReader(cast(Integers, job.source))
+            writer: Any = PixelWriter(cast(Integers, job.result))
+        else:
+            reader, writer = ArrayReader(job.source, self.model.image_channels[0]), ArrayWriter(job.result)
+        reduced = serving.precision != "fp32"
         return execute(
             grid,
-            self.session(serving, images, grid.window),
-            ArrayReader(job.source, self.model.image_channels[0]),
-            ArrayWriter(job.result),
-            exact_session=None
-            if serving.precision == "fp32"
-            else lambda: self.session(serving, images, grid.window, "fp32"),
+            self._runner(job, grid.window, serving, serving.precision),
+            reader,
+            writer,
+            exact=(lambda: self._runner(job, grid.window, serving, "fp32")) if reduced else None,
             progress=progress,
         )
+
+    def _runner(self, job: Job, window: tuple[int, int], serving: Serving, precision: Precision) -> Runner[Any]:
+        images = job.source.shape[0]
+        if self._takes_pixels(job):
+            return PixelRunner(self.pixel_session(serving, images, window, job.source.dtype, precision))
+        return FloatRunner(self.session(serving, images, window, precision))
+
+    def _takes_pixels(self, job: Job) -> bool:
+        """Tell whether the job's integers are the network's own channels, so that nothing but a type is converted."""
+        channels = job.source.shape[3], job.result.shape[3]
+        return job.source.dtype.kind == "u" and channels == self.model.image_channels
 
 
 def load(
@@ -266,15 +295,23 @@ def load(
     model = load_model(source)
     candidates = choose(model, options)
 
-    def compile_session(key: SessionKey) -> Session:
+    def compile_session(key: SessionKey) -> Session | PixelSession:
         if model.graph is not None:
             shapes = input_shapes(model.graph, key.images, key.window)
         else:
             shapes = ((key.images, model.image_channels[0], *key.window),)
-        chosen = registry.get(key.backend)
-        return chosen.compile(
-            model, shapes, device=candidates[0].device, precision=key.precision, threads=cpu_threads()
-        )
+        chosen, device = registry.get(key.backend), candidates[0].device
+        if key.dtype != "float32":
+            return compile_pixels(
+                chosen,
+                model,
+                shapes[0],
+                np.dtype(key.dtype),
+                device=device,
+                precision=key.precision,
+                threads=cpu_threads(),
+            )
+        return chosen.compile(model, shapes, device=device, precision=key.precision, threads=cpu_threads())
 
     return Engine(model, options, candidates, SessionCache(compile_session))
 

@@ -1,35 +1,48 @@
-"""Run a plan: read a window, run it, check it, write its core."""
+"""Run a plan: read a window, run it, check it, write its core; reading and writing overlap the computing."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
-import torch
-from torch import Tensor
-
-from tilefuse.backends.base import Session
 from tilefuse.errors import CapacityError, DeviceError
+from tilefuse.interruptible import THREAD_NAME
 from tilefuse.tiling import Grid, Window
 
 Progress = Callable[[int, int], None]
+Tile = TypeVar("Tile")
+Made = TypeVar("Made", covariant=True)
+Taken = TypeVar("Taken", contravariant=True)
 
 
-class WindowReader(Protocol):
+class WindowReader(Protocol[Made]):
     """Gives windows of an image; positions past the real image (alignment, minimum size) are the reader's to fill."""
 
-    def read(self, window: Window) -> Tensor:
-        """Return the window as float32 [N, C, H, W] in the network's value range."""
+    def read(self, window: Window) -> Made:
+        """Return the window as its runner takes it."""
         ...
 
 
-class WindowWriter(Protocol):
+class WindowWriter(Protocol[Taken]):
     """Takes finished cores, in any order."""
 
-    def write(self, window: Window, core: Tensor) -> None:
-        """Store float32 [N, C, H, W] at the window's core position."""
+    def write(self, window: Window, core: Taken) -> None:
+        """Store a core, as its runner gives it, at the window's core position."""
+        ...
+
+
+class Runner(Protocol[Tile]):
+    """A compiled network and the form its windows have."""
+
+    def run(self, tile: Tile) -> tuple[Tile, bool]:
+        """Run a window; false when finite values gave some that are not."""
+        ...
+
+    def crop(self, result: Tile, rows: slice, columns: slice) -> Tile:
+        """Cut the core out of a window's result."""
         ...
 
 
@@ -45,58 +58,133 @@ class Execution:
 
 def execute(
     grid: Grid,
-    session: Session,
-    reader: WindowReader,
-    writer: WindowWriter,
+    runner: Runner[Tile],
+    reader: WindowReader[Tile],
+    writer: WindowWriter[Tile],
     *,
-    exact_session: Callable[[], Session] | None = None,
+    exact: Callable[[], Runner[Tile]] | None = None,
     progress: Progress | None = None,
     windows: Sequence[int] | None = None,
+    workers: int = 1,
 ) -> Execution:
-    """Run every window of `grid`, or those that `windows` lists.
+    """Run every window of `grid`, or those that `windows` lists, on `workers` threads.
 
-    `exact_session` gives an fp32 session for windows whose reduced-precision result is not finite; None when `session`
-    is fp32 already. `progress(done, total)` is called after each window.
+    `exact` gives an fp32 runner for windows whose reduced-precision result is not finite; None when `runner` is fp32
+    already. `progress(done, total)` is called after each window. Only one thread at a time reads, and one writes.
 
     Raises:
         DeviceError: the backend failed, or gave a non-finite value in fp32 for a finite input.
         CapacityError: memory ran out.
     """
     started = time.perf_counter()
-    compute, reruns = 0.0, 0
     chosen = range(len(grid)) if windows is None else windows
-    for done, index in enumerate(chosen, 1):
-        window = grid[index]
-        tile = reader.read(window)
+    workers = max(1, min(workers, len(chosen)))
+    job = _Job(grid, runner, exact, reader, writer)
+    tally = _Tally(len(chosen), progress)
+    if workers == 1:
+        for index in chosen:
+            tally.add(*job.run(index))
+    else:
+        _run_together(job.run, chosen, workers, tally)
+    seconds = time.perf_counter() - started
+    return Execution(len(chosen), seconds, tally.compute_seconds / workers, tally.rerun_fp32)
+
+
+class _Job(Generic[Tile]):
+    """The steps of one window. Readers and writers serve one thread at a time; runners serve all."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        runner: Runner[Tile],
+        exact: Callable[[], Runner[Tile]] | None,
+        reader: WindowReader[Tile],
+        writer: WindowWriter[Tile],
+    ) -> None:
+        self._grid = grid
+        self._runner = runner
+        self._exact = exact
+        self._reader = reader
+        self._writer = writer
+        self._reading, self._writing = threading.Lock(), threading.Lock()
+
+    def run(self, index: int) -> tuple[float, bool]:
+        """Run a window; return the seconds it took to compute, and whether it was computed again in fp32."""
+        window = self._grid[index]
+        with self._reading:
+            tile = self._reader.read(window)
         begin = time.perf_counter()
-        result = _run(session, tile, grid)
-        if exact_session is not None and _overflowed(result, tile):
-            result, reruns = _run(exact_session(), tile, grid), reruns + 1
-        if _overflowed(result, tile):
+        result, finite = self._compute(self._runner, tile)
+        again = not finite and self._exact is not None
+        if self._exact is not None and not finite:
+            result, finite = self._compute(self._exact(), tile)
+        if not finite:
             raise DeviceError(
-                f"window {index} of {len(grid)} at y {window.y.start}, x {window.x.start} gave values that are not "
-                "finite in fp32: the weights overflow on this image. No result is written"
+                f"window {index} of {len(self._grid)} at y {window.y.start}, x {window.x.start} gave values that are "
+                "not finite in fp32: the weights overflow on this image. No result is written"
             )
-        compute += time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
         y, x = window.y, window.x
         rows = slice(y.crop, y.crop + y.core_stop - y.core_start)
         columns = slice(x.crop, x.crop + x.core_stop - x.core_start)
-        writer.write(window, result[:, :, rows, columns])
-        if progress is not None:
-            progress(done, len(chosen))
-    return Execution(len(chosen), time.perf_counter() - started, compute, reruns)
+        with self._writing:
+            self._writer.write(window, self._runner.crop(result, rows, columns))
+        return seconds, again
+
+    def _compute(self, runner: Runner[Tile], tile: Tile) -> tuple[Tile, bool]:
+        try:
+            return runner.run(tile)
+        except MemoryError as error:
+            height, width = self._grid.window
+            raise CapacityError(
+                f"memory ran out in a window of {width}x{height}; allow less with memory= or a smaller tile"
+            ) from error
 
 
-def _run(session: Session, tile: Tensor, grid: Grid) -> Tensor:
+class _Tally:
+    """Adds up what was done and tells of progress; several threads add to it."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.compute_seconds = 0.0
+        self.rerun_fp32 = 0
+        self._done, self._total = 0, total
+        self._progress = progress
+        self._lock = threading.Lock()
+
+    def add(self, seconds: float, again: bool) -> None:
+        with self._lock:
+            self.compute_seconds += seconds
+            self.rerun_fp32 += again
+            self._done += 1
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+
+
+def _run_together(run: Callable[[int], tuple[float, bool]], chosen: Sequence[int], workers: int, tally: _Tally) -> None:
+    waiting, lock, errors = iter(chosen), threading.Lock(), list[BaseException]()
+
+    def work() -> None:
+        while True:
+            with lock:
+                index = None if errors else next(waiting, None)
+            if index is None:
+                return
+            try:
+                tally.add(*run(index))
+            except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
+                errors.append(error)
+
+    threads = [threading.Thread(target=work, name=f"{THREAD_NAME}-{n}", daemon=True) for n in range(workers)]
+    for thread in threads:
+        thread.start()
     try:
-        return session.run(tile)[0]
-    except MemoryError as error:
-        shape = f"{grid.window[1]}x{grid.window[0]}"
-        raise CapacityError(
-            f"memory ran out in a window of {shape}; allow less with memory= or a smaller tile"
-        ) from error
-
-
-def _overflowed(result: Tensor, tile: Tensor) -> bool:
-    """Tell whether the network made a non-finite value out of finite ones."""
-    return not bool(torch.isfinite(result).all()) and bool(torch.isfinite(tile).all())
+        for thread in threads:
+            thread.join()
+    except BaseException as error:
+        # An interrupt. It goes on once the workers, which still hold the files, have ended their windows.
+        errors.append(error)
+        for thread in threads:
+            thread.join()
+        raise
+    if errors:
+        raise errors[0]

@@ -107,8 +107,8 @@ def _run_streamed(
     network = Network(
         engine.model,
         serving,
-        lambda window: engine.session(serving, 1, window),
-        None if serving.precision == "fp32" else lambda window: engine.session(serving, 1, window, "fp32"),
+        lambda window, precision: engine.session(serving, 1, window, precision),
+        lambda window, dtype, precision: engine.pixel_session(serving, 1, window, dtype, precision),
     )
     done = run_interruptibly(
         lambda cancelled: run_streamed(

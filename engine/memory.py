@@ -1,15 +1,19 @@
 """Windows of images held in memory: numpy arrays in, numpy arrays out, converted window by window.
 
-Only one window at a time exists in floating point, so an 8-bit image costs its own bytes and no more.
+Only one window at a time exists in floating point, so an 8-bit image costs its own bytes and no more; where the
+backend converts by itself, none does.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tilefuse.backends.pixels import Integers
 from tilefuse.tiling import Span, Window
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]
@@ -55,8 +59,36 @@ class ArrayWriter:
         full = FULL_SCALE[self._pixels.dtype]
         if self._pixels.dtype != np.float32:
             core = (core * full).round_().clamp_(0, full)
-        values = core.permute(0, 2, 3, 1).numpy()
-        self._pixels[:, y.core_start : y.core_stop, x.core_start : x.core_stop] = values.astype(self._pixels.dtype)
+        values = core.numpy().astype(self._pixels.dtype, copy=False)
+        place = self._pixels[:, y.core_start : y.core_stop, x.core_start : x.core_stop]
+        # Channel by channel: four times as fast as one assignment across the transposition.
+        for channel in range(depth):
+            place[..., channel] = values[:, channel]
+
+
+class PixelReader:
+    """Reads windows of [N, H, W, C] integers as they are; past the real image it is reflected."""
+
+    def __init__(self, pixels: Integers) -> None:
+        self._pixels = pixels
+
+    def read(self, window: Window) -> Integers:
+        """Return one window."""
+        _, height, width, _ = self._pixels.shape
+        block = _take(_take(self._pixels, window.y, height, 1), window.x, width, 2)
+        return cast(Integers, np.ascontiguousarray(block))
+
+
+class PixelWriter:
+    """Writes cores of integers into [N, H, W, C] pixels."""
+
+    def __init__(self, pixels: Integers) -> None:
+        self._pixels = pixels
+
+    def write(self, window: Window, core: Integers) -> None:
+        """Store one core."""
+        y, x = window.y, window.x
+        self._pixels[:, y.core_start : y.core_stop, x.core_start : x.core_stop] = core
 
 
 def _take(pixels: Pixels, span: Span, size: int, axis: int) -> Pixels:

@@ -8,6 +8,7 @@ from threading import Lock
 from typing import Generic, TypeVar
 
 from tilefuse.backends.base import Session
+from tilefuse.backends.pixels import PixelSession
 
 Key = TypeVar("Key")
 
@@ -15,13 +16,13 @@ Key = TypeVar("Key")
 class SessionCache(Generic[Key]):
     """Compiles a session at its first use and keeps the last few; two threads never compile the same one twice."""
 
-    def __init__(self, compile_session: Callable[[Key], Session], capacity: int = 4) -> None:
+    def __init__(self, compile_session: Callable[[Key], Session | PixelSession], capacity: int = 4) -> None:
         self._compile = compile_session
         self._capacity = capacity
         self._lock = Lock()
-        self._sessions: OrderedDict[Key, Session] = OrderedDict()
+        self._sessions: OrderedDict[Key, Session | PixelSession] = OrderedDict()
 
-    def get(self, key: Key) -> Session:
+    def get(self, key: Key) -> Session | PixelSession:
         """Return the session for `key`, compiling it when it is not there."""
         with self._lock:
             if key not in self._sessions:

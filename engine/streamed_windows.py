@@ -1,9 +1,7 @@
-"""Windows of rasters larger than memory as tensors for a network, and its results as samples of a raster."""
+"""Windows of rasters larger than memory, as tensors or as integer pixels for a network."""
 
 from __future__ import annotations
 
-import time
-import zlib
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -11,18 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tilefuse.backends.base import Session
+from tilefuse.backends.pixels import Integers
 from tilefuse.errors import ImageError
 from tilefuse.images import bleed
 from tilefuse.images.transparency import BLEED_RADIUS_PX
-from tilefuse.journal import Journal
 from tilefuse.memory import FULL_SCALE
 from tilefuse.storage.base import Array, RasterInfo, RasterReader
-from tilefuse.storage.flat import FlatRaster
-from tilefuse.tiling import Grid, Span, Window
-
-SYNC_BYTES = 64 << 20
-SYNC_SECONDS = 5.0
+from tilefuse.tiling import Span, Window
 
 
 @dataclass(frozen=True)
@@ -50,6 +43,12 @@ class Planes:
         # The images' results, joined, checked for finiteness; one of them rounded; all of them as samples.
         written = out * (9 * images * self.channels[1] + 8 * self.channels[1] + self.total_bands * itemsize)
         return read + written
+
+    def are_pixels(self, info: RasterInfo) -> bool:
+        """Tell whether the stored integers are the network's own channels, so that nothing but a type is converted."""
+        whole = len(self.groups) == 1 and len(self.groups[0]) == info.bands == self.channels[0]
+        plain = not self.alpha and info.value_range is None and info.dtype.kind == "u"
+        return whole and plain and self.total_bands == self.channels[1]
 
     @property
     def total_bands(self) -> int:
@@ -111,95 +110,19 @@ class RasterWindows:
         return batch.div_(self._span)
 
 
-class RasterCores:
-    """Writes cores as samples and records each in the journal; flushes every 64 MiB or five seconds."""
+class RasterPixels:
+    """Reads windows as integers [1, h, w, C], as they are stored; past the image it is reflected."""
 
-    def __init__(
-        self,
-        raster: FlatRaster,
-        journal: Journal,
-        grid: Grid,
-        reader: RasterReader,
-        info: RasterInfo,
-        planes: Planes,
-    ) -> None:
-        self._raster = raster
-        self._journal = journal
-        self._rows = {span.core_start: number for number, span in enumerate(grid.rows)}
-        self._columns = {span.core_start: number for number, span in enumerate(grid.columns)}
+    def __init__(self, reader: RasterReader) -> None:
         self._reader = reader
-        self._info = info
-        self._planes = planes
-        self._low, self._span = bounds(info)
-        self._unflushed = 0
-        self._flushed_at = time.monotonic()
 
-    def write(self, window: Window, core: Tensor) -> None:
-        """Store one core [N, C, h, w]."""
-        y, x = window.y, window.x
-        block = np.empty((*core.shape[2:], self._planes.total_bands), self._info.dtype)
-        band = 0
-        for number in range(len(self._planes.groups)):
-            bands = self._planes.output_bands(number)
-            values = core[number] if core.shape[1] == bands else core[number].mean(0, keepdim=True)
-            block[..., band : band + bands] = self._samples(values)
-            band += bands
-        if self._planes.alpha:
-            self._keep_flat_alpha(block, y, x)
-        self._raster.write(y.core_start, x.core_start, block)
-        self._journal.window(self._index(window), zlib.crc32(block.data))
-        self._unflushed += block.nbytes
-        if self._unflushed >= SYNC_BYTES or time.monotonic() - self._flushed_at >= SYNC_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Make everything written so far durable: samples first, then the records that vouch for them."""
-        self._raster.finish()
-        self._journal.sync()
-        self._unflushed = 0
-        self._flushed_at = time.monotonic()
-
-    def _index(self, window: Window) -> int:
-        return self._rows[window.y.core_start] * len(self._columns) + self._columns[window.x.core_start]
-
-    def _samples(self, values: Tensor) -> Array:
-        scaled = values * self._span
-        if self._low:
-            scaled += self._low
-        if self._info.dtype.kind == "u":
-            scaled.round_().clamp_(0, FULL_SCALE[self._info.dtype])
-        return scaled.permute(1, 2, 0).numpy().astype(self._info.dtype)
-
-    def _keep_flat_alpha(self, block: Array, y: Span, x: Span) -> None:
-        """Give alpha the source's value wherever that is constant over 3 x 3 pixels: networks change constants."""
-        out_height, out_width = self._raster.shape[:2]
-        rows = np.arange(y.core_start, y.core_stop) * self._info.height // out_height
-        columns = np.arange(x.core_start, x.core_stop) * self._info.width // out_width
-        y0, y1 = max(0, int(rows[0]) - 1), min(self._info.height, int(rows[-1]) + 2)
-        x0, x1 = max(0, int(columns[0]) - 1), min(self._info.width, int(columns[-1]) + 2)
-        source = self._reader.read(y0, y1, x0, x1)[..., -1]
-        padded = np.pad(source, 1, mode="edge")
-        around = np.lib.stride_tricks.sliding_window_view(padded, (3, 3))
-        flat = (around == source[..., None, None]).all(axis=(2, 3))
-        near = np.ix_(rows - y0, columns - x0)
-        alpha = block[..., -1]
-        np.copyto(alpha, source[near], where=flat[near])
-        if alpha.dtype.kind == "f":
-            np.clip(alpha, 0, 1, out=alpha)
-
-
-class OneByOne:
-    """Runs the images of a batch one after another, so that a batch needs no more memory than one image."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def run(self, *inputs: Tensor) -> list[Tensor]:
-        """Return the results as one batch."""
-        (batch,) = inputs
-        if batch.shape[0] == 1:
-            return self._session.run(batch)
-        return [torch.cat([self._session.run(image[None])[0] for image in batch])]
+    def read(self, window: Window) -> Integers:
+        """Return one window."""
+        info = self._reader.info
+        rows, columns = _positions(window.y, info.height), _positions(window.x, info.width)
+        y0, x0 = int(rows.min()), int(columns.min())
+        block = self._reader.read(y0, int(rows.max()) + 1, x0, int(columns.max()) + 1)
+        return np.ascontiguousarray(_taken(_taken(block, rows - y0, 0), columns - x0, 1))[None]
 
 
 def bounds(info: RasterInfo) -> tuple[float, float]:

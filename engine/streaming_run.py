@@ -8,11 +8,14 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from tilefuse.backends.base import Session
+import numpy as np
+
+from tilefuse.backends.base import Precision, Session
+from tilefuse.backends.pixels import PixelSession
 from tilefuse.errors import ImageError, UsageError
-from tilefuse.execute import Execution, Progress, execute
+from tilefuse.execute import Execution, Progress, Runner, execute
 from tilefuse.fingerprint import fingerprint
 from tilefuse.images import FORMATS
 from tilefuse.images.outputs import shown
@@ -21,6 +24,7 @@ from tilefuse.journal import Header, History, Journal, differences, peek
 from tilefuse.machine import release_memory
 from tilefuse.model import Model
 from tilefuse.planner import Plan, Request, Serving, plan
+from tilefuse.runners import FloatRunner, PixelRunner
 from tilefuse.storage import check_target, encode, open_raster
 from tilefuse.storage.base import RasterInfo, RasterReader
 from tilefuse.storage.flat import FlatRaster, check_free_space, disk_errors
@@ -28,7 +32,8 @@ from tilefuse.storage.georeference import scaled
 from tilefuse.storage.registry import Target, raster_header
 from tilefuse.storage.tiff_encode import BIG_BYTES, COMPRESSIONS, CancelledError
 from tilefuse.storage.vips_encode import check_webp_memory
-from tilefuse.streamed_windows import OneByOne, Planes, RasterCores, RasterWindows, split_bands
+from tilefuse.streamed_cores import FinishedWindows, PixelCores, RasterCores
+from tilefuse.streamed_windows import Planes, RasterPixels, RasterWindows, split_bands
 from tilefuse.tiling import Grid
 
 Result = TypeVar("Result")
@@ -56,12 +61,12 @@ class StreamJob:
 
 @dataclass(frozen=True)
 class Network:
-    """The network: `session` compiles it for a window in the plan's precision, `exact_session` in fp32."""
+    """The network: `floats` compiles it for float windows of one image, `pixels` for windows of integers."""
 
     model: Model
     serving: Serving
-    session: Callable[[tuple[int, int]], Session]
-    exact_session: Callable[[tuple[int, int]], Session] | None
+    floats: Callable[[tuple[int, int], Precision], Session]
+    pixels: Callable[[tuple[int, int], np.dtype[Any], Precision], PixelSession]
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,22 +199,38 @@ def _compute(
         if progress is not None:
             progress(len(done) + count, len(grid))
 
-    cores = RasterCores(raster, journal, grid, work.reader, work.info, work.planes)
-    exact = network.exact_session
-    execution = _named(
-        work.job,
-        lambda: execute(
-            grid,
-            OneByOne(network.session(grid.window)),
-            RasterWindows(work.reader, work.info, work.planes),
-            cores,
-            exact_session=None if exact is None else lambda: OneByOne(exact(grid.window)),
-            progress=advanced,
-            windows=[index for index in range(len(grid)) if index not in done],
-        ),
-    )
-    cores.flush()
+    finished = FinishedWindows(raster, journal, grid)
+    if work.planes.are_pixels(work.info):
+        reader: Any = RasterPixels(work.reader)
+        writer: Any = PixelCores(finished)
+    else:
+        reader = RasterWindows(work.reader, work.info, work.planes)
+        writer = RasterCores(finished, work.reader, work.info, work.planes)
+    precision = network.serving.precision
+    try:
+        execution = _named(
+            work.job,
+            lambda: execute(
+                grid,
+                _runner(work, precision),
+                reader,
+                writer,
+                exact=None if precision == "fp32" else lambda: _runner(work, "fp32"),
+                progress=advanced,
+                windows=[index for index in range(len(grid)) if index not in done],
+            ),
+        )
+        finished.flush()
+    finally:
+        finished.close()
     return execution
+
+
+def _runner(work: Work, precision: Precision) -> Runner[Any]:
+    window, network = work.grid.window, work.network
+    if work.planes.are_pixels(work.info):
+        return PixelRunner(network.pixels(window, work.info.dtype, precision))
+    return FloatRunner(network.floats(window, precision), one_by_one=True)
 
 
 def _check_names(job: StreamJob, files: JobFiles) -> None:

@@ -24,9 +24,9 @@ from tilefuse import streaming_run
 from tilefuse.job_files import JobFiles
 
 STAGES = {
-    "after read": ("RasterWindows", "read", 5, True),
-    "mid window": ("OneByOne", "run", 5, False),
-    "between windows": ("RasterCores", "write", 7, True),
+    "after read": ("RasterPixels", "read", 5, True),
+    "mid window": ("PixelRunner", "run", 5, False),
+    "between windows": ("PixelCores", "write", 7, True),
     "before the final rename": ("JobFiles", "publish", 1, False),
     "after the final rename": ("JobFiles", "publish", 1, True),
 }

@@ -15,9 +15,11 @@ import tilefuse
 from tilefuse.execute import execute
 from tilefuse.interruptible import run_interruptibly
 from tilefuse.journal import Journal
+from tilefuse.runners import FloatRunner
 from tilefuse.storage import open_raster
 from tilefuse.storage.flat import FlatRaster
-from tilefuse.streamed_windows import OneByOne, RasterCores, RasterWindows, split_bands
+from tilefuse.streamed_cores import FinishedWindows, RasterCores
+from tilefuse.streamed_windows import RasterWindows, split_bands
 from tilefuse.tiling import grid
 
 
@@ -77,14 +79,14 @@ def gigapixels(source: str, folder: str, memory: str, count: int) -> None:
     journal.start({})
     with open(Path(folder) / "part", "w+b") as part:
         raster = FlatRaster(part.fileno(), 0, (*cut.output, 1), reader.info.dtype)
-        session = OneByOne(engine.session(engine.serving, 1, cut.window))
+        runner = FloatRunner(engine.session(engine.serving, 1, cut.window), one_by_one=True)
         windows = RasterWindows(reader, reader.info, planes)
         for first in (0, len(cut) - count):
-            cores = RasterCores(raster, journal, cut, reader, reader.info, planes)
+            cores = RasterCores(FinishedWindows(raster, journal, cut), reader, reader.info, planes)
             before = reset_peak()
             chosen = range(first, first + count)
             run_interruptibly(
-                lambda _, cores=cores, chosen=chosen: execute(cut, session, windows, cores, windows=chosen)
+                lambda _, cores=cores, chosen=chosen: execute(cut, runner, windows, cores, windows=chosen)
             )
             growth.append(resident("VmHWM") - before)
     print(json.dumps({"planned_seconds": planned, "windows": len(cut), "growth_bytes": growth}))

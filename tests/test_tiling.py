@@ -18,6 +18,7 @@ from tilefuse.footprint import Axis, Footprint, footprint
 from tilefuse.graph import Graph
 from tilefuse.memory import ArrayReader, ArrayWriter
 from tilefuse.passes import lower_resizes
+from tilefuse.runners import FloatRunner
 from tilefuse.tiling import grid, split_axis
 
 pytestmark = pytest.mark.thorough
@@ -41,7 +42,7 @@ def run(graph: Graph, found: Footprint, image: np.ndarray, tile: int, halo_px: i
     session = GraphSession(graph)
     channels = graph.shapes((1, image.shape[3], *cut.window))[graph.outputs[0]][1]
     result = np.full((image.shape[0], *cut.output, channels), np.nan, np.float32)
-    execute(cut, session, ArrayReader(image, image.shape[3]), ArrayWriter(result))
+    execute(cut, FloatRunner(session), ArrayReader(image, image.shape[3]), ArrayWriter(result))
     assert len(session.shapes) == 1, "one window shape an image"
     return result
 

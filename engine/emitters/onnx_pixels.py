@@ -30,8 +30,7 @@ def with_pixels(
     Raises:
         BackendError: more than one input or output, or one that is no image.
     """
-    onnx = onnx_module()
-    helper, proto = onnx.helper, onnx.TensorProto
+    helper, proto = onnx_module().helper, onnx_module().TensorProto
     graph = model.graph
     if len(graph.input) != 1 or len(graph.output) != 1 or len(graph.input[0].type.tensor_type.shape.dim) != 4:
         raise BackendError("only a model of one image input and one image output takes pixels")
