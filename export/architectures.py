@@ -25,6 +25,7 @@ from tilefuse.export.generators import (
     rrdbnet,
     span,
     srresnet,
+    stylenet,
     subpixel,
     vae,
 )
@@ -47,6 +48,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     pggan.ARCHITECTURE,
     classifier.ARCHITECTURE,
     restoration.ARCHITECTURE,
+    stylenet.ARCHITECTURE,
     autoencoder.ARCHITECTURE,
 )
 

@@ -12,6 +12,7 @@ from tilefuse.errors import UsageError
 from tilefuse.export.recipes.latent_recipes import LATENT_RECIPES
 from tilefuse.export.recipes.picture_recipes import PICTURE_RECIPES
 from tilefuse.export.recipes.registry import RECIPES
+from tilefuse.export.recipes.style_recipes import STYLE_RECIPES
 from tilefuse.export.recipes.training import train_recipe
 
 
@@ -82,7 +83,7 @@ class Run(Protocol):
 
 RUNS: Mapping[str, Run] = {
     **{name: partial(train_recipe, recipe) for name, recipe in RECIPES.items()},
-    **{name: recipe.run for name, recipe in {**LATENT_RECIPES, **PICTURE_RECIPES}.items()},
+    **{name: recipe.run for name, recipe in {**LATENT_RECIPES, **PICTURE_RECIPES, **STYLE_RECIPES}.items()},
 }
 
 

@@ -18,7 +18,8 @@ class RandomFeatures:
     """Turns images [N, channels, H, W] into features [N, filters, h, w] of ReLU units, one tensor a scale.
 
     The image is halved from scale to scale by averaging, as long as it keeps `MIN_EDGE_PX` pixels. Filters are drawn
-    from `seed`; all but an eighth have no mean, and so see structure and no colour.
+    from `seed`. Three in four have no mean, and so see structure alone; the others see the colour of one pixel, each
+    beyond a threshold of its own, so that together they tell which colours there are.
     """
 
     def __init__(
@@ -26,21 +27,28 @@ class RandomFeatures:
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(filters, channels, kernel, kernel, generator=generator)
-        sees_colour = (torch.arange(filters) % 8 == 0).float()[:, None, None, None]
-        weight = weight - (1 - sees_colour) * weight.mean((2, 3), keepdim=True)
+        weight -= weight.mean((2, 3), keepdim=True)
+        colours = filters // 4
+        directions = torch.randn(colours, channels, generator=generator)
+        weight[:colours] = 0.0
+        weight[:colours, :, kernel // 2, kernel // 2] = directions
         self.weight = weight / weight.square().sum((1, 2, 3), keepdim=True).sqrt()
+        self.bias = torch.zeros(filters)
+        threshold = torch.rand(colours, channels, generator=generator)
+        self.bias[:colours] = -(self.weight[:colours].sum((2, 3)) * threshold).sum(1)
         self.scales = scales
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Gives the features of a batch, the finest first."""
-        weight = self.weight.to(images.device)
+        weight, bias = self.weight.to(images.device), self.bias.to(images.device)
         features = []
         for scale in range(self.scales):
             if scale:
                 if min(images.shape[2:]) < 2 * MIN_EDGE_PX:
                     break
                 images = F.avg_pool2d(images, 2)
-            features.append(F.relu(F.conv2d(images, weight)))
+            margin = weight.shape[2] // 2
+            features.append(F.relu(F.conv2d(F.pad(images, [margin] * 4, mode="reflect"), weight, bias)))
         return features
 
 

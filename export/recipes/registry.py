@@ -88,6 +88,7 @@ class Recipe:
 
 PICTURES = DataMix(pictures=200, picture_size=360, photograph_share=0.25)
 FEWER_PICTURES = DataMix(pictures=100, picture_size=360, photograph_share=0.25)
+COARSE_PICTURES = DataMix(pictures=100, picture_size=360, photograph_share=0.25, shortest_wave_px=9.0)
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -129,6 +130,34 @@ RECIPES: dict[str, Recipe] = {
             batch=8,
             learning_rate=1.5e-3,
             checkpoint_steps=250,
+        ),
+        Recipe(
+            "srgan-x4",
+            "SRResNet",
+            4,
+            COARSE_PICTURES,
+            {"channels": 32, "num_block": 6, "num_upsample": 2},
+            steps=2000,
+            batch=8,
+            patch=16,
+            learning_rate=2e-3,
+            squared_share=0.0,
+            checkpoint_steps=250,
+            adversarial=AdversarialStage("non_saturating", weight=2e-3, perceptual_weight=0.05),
+        ),
+        Recipe(
+            "esrgan-x4",
+            "RRDBNet",
+            4,
+            COARSE_PICTURES,
+            {"num_feat": 24, "num_block": 2, "num_grow_ch": 16},
+            steps=2000,
+            batch=8,
+            patch=16,
+            learning_rate=2e-3,
+            squared_share=0.0,
+            checkpoint_steps=250,
+            adversarial=AdversarialStage("relativistic", weight=2e-3, perceptual_weight=0.05),
         ),
     )
 }

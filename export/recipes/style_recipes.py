@@ -1,0 +1,23 @@
+"""The recipes of the style transfer networks."""
+
+from tilefuse.export.recipes.stylisation import StyleRecipe
+
+SMALL = {"widths": (16, 32, 48), "blocks": 3, "img_range": 1.0}
+
+STYLE_RECIPES: dict[str, StyleRecipe] = {
+    f"style-{style}": StyleRecipe(
+        f"style-{style}",
+        "TransformerNet",
+        "pictures",
+        hyper_parameters=SMALL,
+        value_range=(0.0, 1.0),
+        steps=steps,
+        batch=2,
+        learning_rate=3e-3,
+        average_decay=0.99,
+        checkpoint_steps=250,
+        style=style,
+        style_weight=weight,
+    )
+    for style, weight, steps in (("mosaic", 150.0, 1500), ("waves", 150.0, 1500))
+}
