@@ -40,6 +40,7 @@ def cli() -> None:
 @click.option("--range", "value_range", default=None, metavar="LO:HI", help="Samples that mean black and white.")
 @click.option("--per-band", is_flag=True, help="Run each band as a gray image, however many there are.")
 @click.option("--compression", default="deflate", show_default=True, help="deflate, zstd or none: streamed TIFF.")
+@click.option("--pyramid", is_flag=True, help="Add reduced copies to a TIFF, for viewers of large images.")
 @click.option("--explain", is_flag=True, help="Print the plan of each image and why.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON event a line.")
 @click.option("--no-progress", is_flag=True, help="Show no progress bar.")
@@ -59,6 +60,7 @@ def run(
     value_range: str | None,
     per_band: bool,
     compression: str,
+    pyramid: bool,
     explain: bool,
     as_json: bool,
     no_progress: bool,
@@ -82,6 +84,7 @@ def run(
         value_range=parse_range(value_range),
         per_band=per_band,
         compression=compression,
+        pyramid=pyramid,
         explain=explain,
         as_json=as_json,
         show_progress=not no_progress and not as_json and sys.stderr.isatty(),
@@ -184,6 +187,37 @@ def train(recipe: str, output: Path, device: str, steps: int | None, seed: int, 
     from tilefuse.commands.train import train_recipe
 
     train_recipe(recipe, output, device=device, steps=steps, seed=seed, resume=resume, as_json=as_json)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .onnx file to write.")
+@click.option("--opset", default=None, type=int, help="Version of ONNX's ops, 18 to 23; 20 by default.")
+@click.option("--precision", default="fp32", show_default=True, help="fp32, fp16 or int8.")
+@click.option("--keep-fp32-io", is_flag=True, help="Let inputs and outputs of an fp16 file be fp32.")
+@click.option("--calibration", default=None, type=click.Path(path_type=Path), help="Folder of pictures for int8.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+def export(
+    model: str,
+    output: Path,
+    opset: int | None,
+    precision: str,
+    keep_fp32_io: bool,
+    calibration: Path | None,
+    overwrite: bool,
+) -> None:
+    """Write a model as an ONNX file, once it is proved equal to torch."""
+    from tilefuse.commands.export import export_model
+
+    export_model(
+        model,
+        output,
+        opset=opset,
+        precision=precision,
+        keep_fp32_io=keep_fp32_io,
+        calibration=calibration,
+        overwrite=overwrite,
+    )
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from tilefuse.export.checkpoints import bundled, load_bundled, load_module
 from tilefuse.footprint import Axis, Footprint, footprint
 from tilefuse.graph import Graph
 from tilefuse.importers.onnx_files import onnx_example, read_model
+from tilefuse.importers.onnx_metadata import value_range
 from tilefuse.machine import cpu_threads
 from tilefuse.model import Model
 from tilefuse.passes import fold_batch_norm, lower_resizes
@@ -65,7 +66,8 @@ def _from_module(module: nn.Module, name: str, details: Mapping[str, str], examp
 def _from_onnx(path: Path) -> Model:
     proto = read_model(path)
     data = proto.SerializeToString()
-    model = Model(path.name, hashlib.sha256(data).hexdigest(), details={"format": "ONNX"})
+    sha256 = hashlib.sha256(data).hexdigest()
+    model = Model(path.name, sha256, value_range=value_range(proto), details={"format": "ONNX"})
     try:
         graph = fold_batch_norm(from_onnx(proto))
     except ModelError as error:
