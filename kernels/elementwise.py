@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tilefuse.errors import BackendError
-from tilefuse.kernels.tensors import INTERPRETED, RowTile, check_image, no_result, result, row_tile
+from tilefuse.kernels.launch import Launch
+from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, no_result, result, row_tile
 from tilefuse.kernels.toolchain import jit, tl
 
 MOST_INPUTS = 6
@@ -101,16 +102,21 @@ def pick_config(rows: int, columns: int, *, interpreted: bool = False) -> RowTil
     return row_tile(rows, columns, interpreted=interpreted)
 
 
-@torch.library.custom_op("tilefuse::elementwise", mutates_args=("out",))
-def _launch(inputs: list[Tensor], out: Tensor, codes: list[int], numbers: list[float]) -> None:
+def plan_launch(inputs: list[Tensor], out: Tensor, codes: list[int], numbers: list[float]) -> Launch:
+    """Choose the configuration and the arguments of a checked call; meta tensors do."""
     n, h, w, c = out.shape
     config = pick_config(n * h, w * c, interpreted=INTERPRETED)
     given = [*inputs, *[inputs[0]] * (MOST_INPUTS - len(inputs))]
     strides = [stride for x in given for stride in x.stride()]
-    _elementwise_kernel[config.grid(n * h, w * c)](
+    return bind("elementwise", _elementwise_kernel, config.grid(n * h, w * c), config,
         *given, out, n * h, h, w, *strides, *out.stride(), c, len(inputs), tuple(codes), tuple(numbers),
-        config.rows, config.columns, num_warps=config.num_warps,
+        config.rows, config.columns,
     )  # fmt: skip
+
+
+@torch.library.custom_op("tilefuse::elementwise", mutates_args=("out",))
+def _launch(inputs: list[Tensor], out: Tensor, codes: list[int], numbers: list[float]) -> None:
+    plan_launch(inputs, out, codes, numbers).run()
 
 
 _launch.register_fake(no_result)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tilefuse.kernels.tensors import INTERPRETED, RowTile, check_image, no_result, result, row_tile
+from tilefuse.kernels.launch import Launch
+from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, no_result, result, row_tile
 from tilefuse.kernels.toolchain import FLOATS, jit, tl
 
 PIXELS = (torch.uint8, torch.uint16, *FLOATS)
@@ -40,14 +41,18 @@ def pick_config(rows: int, columns: int, *, interpreted: bool = False) -> RowTil
     return row_tile(rows, columns, interpreted=interpreted)
 
 
-@torch.library.custom_op("tilefuse::image_load", mutates_args=("out",))
-def _launch(x: Tensor, out: Tensor, scale: float) -> None:
+def plan_launch(x: Tensor, out: Tensor, scale: float) -> Launch:
+    """Choose the configuration and the arguments of a checked call; meta tensors do."""
     n, h, w, c = out.shape
     config = pick_config(n * h, w * c, interpreted=INTERPRETED)
-    _image_load_kernel[config.grid(n * h, w * c)](
+    return bind("image_load", _image_load_kernel, config.grid(n * h, w * c), config,
         x, out, n * h, h, w, scale, *x.stride(), *out.stride(), c, config.rows, config.columns,
-        num_warps=config.num_warps,
     )  # fmt: skip
+
+
+@torch.library.custom_op("tilefuse::image_load", mutates_args=("out",))
+def _launch(x: Tensor, out: Tensor, scale: float) -> None:
+    plan_launch(x, out, scale).run()
 
 
 _launch.register_fake(no_result)

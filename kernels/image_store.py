@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from tilefuse.errors import BackendError
-from tilefuse.kernels.tensors import INTERPRETED, RowTile, check_image, check_tensor, no_result, power_of_two
+from tilefuse.kernels.launch import Launch
+from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, check_tensor, no_result, power_of_two
 from tilefuse.kernels.toolchain import jit, tl
 
 WORD_BYTES = 4
@@ -69,14 +70,14 @@ def pick_config(words: int, *, interpreted: bool = False) -> RowTile:
     return RowTile(1, min(power_of_two(max(words, 1)), 1 << 13 if interpreted else 256))
 
 
-@torch.library.custom_op("tilefuse::image_store", mutates_args=("out", "flag"))
-def _launch(x: Tensor, out: Tensor, flag: Tensor | None, low: float, factor: float) -> None:
+def plan_launch(x: Tensor, out: Tensor, flag: Tensor | None, low: float, factor: float) -> Launch:
+    """Choose the configuration and the arguments of a checked call; meta tensors do."""
     _, h, w, c = out.shape
     per_word = WORD_BYTES // out.element_size()
     words = -(-out.numel() // per_word)
     config = pick_config(words, interpreted=INTERPRETED)
     packed = out.as_strided((words * per_word,), (1,)).view(torch.int32)
-    _image_store_kernel[(-(-words // config.columns),)](
+    return bind("image_store", _image_store_kernel, (-(-words // config.columns),), config,
         x,
         packed,
         packed if flag is None else flag,
@@ -90,8 +91,12 @@ def _launch(x: Tensor, out: Tensor, flag: Tensor | None, low: float, factor: flo
         per_word,
         flag is not None,
         config.columns,
-        num_warps=config.num_warps,
-    )
+    )  # fmt: skip
+
+
+@torch.library.custom_op("tilefuse::image_store", mutates_args=("out", "flag"))
+def _launch(x: Tensor, out: Tensor, flag: Tensor | None, low: float, factor: float) -> None:
+    plan_launch(x, out, flag, low, factor).run()
 
 
 _launch.register_fake(no_result)

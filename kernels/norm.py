@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tilefuse.errors import BackendError
 from tilefuse.kernels.elementwise import Step, elementwise
-from tilefuse.kernels.tensors import INTERPRETED, check_image, check_tensor, no_result, power_of_two
+from tilefuse.kernels.launch import Launch
+from tilefuse.kernels.tensors import INTERPRETED, bind, check_image, check_tensor, no_result, power_of_two
 from tilefuse.kernels.toolchain import FLOATS, jit, tl
 
 APPLY = (Step("sub", 0, 1), Step("mul", 4, 2), Step("add", 5, 3))
@@ -115,22 +116,31 @@ def _dense(name: str, given: Tensor | None, shape: tuple[int, ...], x: Tensor) -
     return given
 
 
+def plan_launches(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, scratch: Tensor, out: Tensor, groups: int, eps: float
+) -> tuple[Launch, Launch]:
+    """Choose the configurations and the arguments of a checked call; meta tensors do."""
+    n, h, w, c = x.shape
+    config = pick_config(c, interpreted=INTERPRETED)
+    chunks = config.chunks(h, w)
+    chunk = bind(
+        "norm_chunk", _norm_chunk_kernel, (n * chunks, -(-c // config.channels)), config,
+        x, scratch, chunks, h * w, w, *x.stride(), c, config.chunk, config.pixels, config.channels,
+    )  # fmt: skip
+    merge = bind(
+        "norm_merge", _norm_merge_kernel, (n, groups), config,
+        scratch, x if weight is None else weight, x if bias is None else bias, out, chunks, h * w, n * c, eps, c,
+        c // groups, power_of_two(c // groups), weight is not None, bias is not None, config.chunk, config.merged,
+    )  # fmt: skip
+    return chunk, merge
+
+
 @torch.library.custom_op("tilefuse::norm_statistics", mutates_args=("scratch", "out"))
 def _launch(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, scratch: Tensor, out: Tensor, groups: int, eps: float
 ) -> None:
-    n, h, w, c = x.shape
-    config = pick_config(c, interpreted=INTERPRETED)
-    chunks = config.chunks(h, w)
-    _norm_chunk_kernel[(n * chunks, -(-c // config.channels))](
-        x, scratch, chunks, h * w, w, *x.stride(), c, config.chunk, config.pixels, config.channels,
-        num_warps=config.num_warps,
-    )  # fmt: skip
-    _norm_merge_kernel[(n, groups)](
-        scratch, x if weight is None else weight, x if bias is None else bias, out, chunks, h * w, n * c, eps, c,
-        c // groups, power_of_two(c // groups), weight is not None, bias is not None, config.chunk, config.merged,
-        num_warps=config.num_warps,
-    )  # fmt: skip
+    for launch in plan_launches(x, weight, bias, scratch, out, groups, eps):
+        launch.run()
 
 
 _launch.register_fake(no_result)

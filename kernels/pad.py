@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tilefuse.errors import BackendError
-from tilefuse.kernels.tensors import INTERPRETED, RowTile, check_image, no_result, result, row_tile
+from tilefuse.kernels.launch import Launch
+from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, no_result, result, row_tile
 from tilefuse.kernels.toolchain import jit, tl
 
 MODES = ("constant", "reflect", "replicate", "circular")
@@ -64,14 +65,19 @@ def pick_config(rows: int, columns: int, *, interpreted: bool = False) -> RowTil
     return row_tile(rows, columns, interpreted=interpreted)
 
 
-@torch.library.custom_op("tilefuse::pad", mutates_args=("out",))
-def _launch(x: Tensor, out: Tensor, top: int, left: int, mode: int, value: float) -> None:
+def plan_launch(x: Tensor, out: Tensor, top: int, left: int, mode: int, value: float) -> Launch:
+    """Choose the configuration and the arguments of a checked call; meta tensors do."""
     n, h, w, c = out.shape
     config = pick_config(n * h, w * c, interpreted=INTERPRETED)
-    _pad_kernel[config.grid(n * h, w * c)](
+    return bind("pad", _pad_kernel, config.grid(n * h, w * c), config,
         x, out, n * h, h, w, x.shape[1], x.shape[2], top, left, value, *x.stride(), *out.stride(),
-        c, mode, config.rows, config.columns, num_warps=config.num_warps,
+        c, mode, config.rows, config.columns,
     )  # fmt: skip
+
+
+@torch.library.custom_op("tilefuse::pad", mutates_args=("out",))
+def _launch(x: Tensor, out: Tensor, top: int, left: int, mode: int, value: float) -> None:
+    plan_launch(x, out, top, left, mode, value).run()
 
 
 _launch.register_fake(no_result)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from tilefuse.errors import BackendError
-from tilefuse.kernels.tensors import INTERPRETED, RowTile, check_image, no_result, power_of_two, result
+from tilefuse.kernels.launch import Launch
+from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, no_result, power_of_two, result
 from tilefuse.kernels.toolchain import jit, tl
 
 MOST_CHANNELS = 8192
@@ -40,14 +41,18 @@ def pick_config(channels: int, *, interpreted: bool = False) -> RowTile:
     return RowTile(max(1, (1 << 15 if interpreted else 2048) // wide), wide)
 
 
-@torch.library.custom_op("tilefuse::pixel_norm", mutates_args=("out",))
-def _launch(x: Tensor, out: Tensor, eps: float) -> None:
+def plan_launch(x: Tensor, out: Tensor, eps: float) -> Launch:
+    """Choose the configuration and the arguments of a checked call; meta tensors do."""
     n, h, w, c = x.shape
     config = pick_config(c, interpreted=INTERPRETED)
-    _pixel_norm_kernel[(-(-n * h * w // config.rows),)](
+    return bind("pixel_norm", _pixel_norm_kernel, (-(-n * h * w // config.rows),), config,
         x, out, n * h * w, h, w, eps, *x.stride(), *out.stride(), c, config.rows, config.columns,
-        num_warps=config.num_warps,
     )  # fmt: skip
+
+
+@torch.library.custom_op("tilefuse::pixel_norm", mutates_args=("out",))
+def _launch(x: Tensor, out: Tensor, eps: float) -> None:
+    plan_launch(x, out, eps).run()
 
 
 _launch.register_fake(no_result)

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tilefuse.errors import BackendError
-from tilefuse.kernels.tensors import INTERPRETED, RowTile, check_image, no_result, result, row_tile
+from tilefuse.kernels.launch import Launch
+from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, no_result, result, row_tile
 from tilefuse.kernels.toolchain import jit, tl
 
 
@@ -41,14 +42,18 @@ def pick_config(rows: int, columns: int, *, interpreted: bool = False) -> RowTil
     return row_tile(rows, columns, interpreted=interpreted)
 
 
-@torch.library.custom_op("tilefuse::pixel_shuffle", mutates_args=("out",))
-def _launch(x: Tensor, out: Tensor, factor: int, channel_major: bool) -> None:
+def plan_launch(x: Tensor, out: Tensor, factor: int, channel_major: bool) -> Launch:
+    """Choose the configuration and the arguments of a checked call; meta tensors do."""
     n, h, w, c = out.shape
     config = pick_config(n * h, w * c, interpreted=INTERPRETED)
-    _pixel_shuffle_kernel[config.grid(n * h, w * c)](
+    return bind("pixel_shuffle", _pixel_shuffle_kernel, config.grid(n * h, w * c), config,
         x, out, n * h, h, w, *x.stride(), *out.stride(), c, factor, channel_major, config.rows, config.columns,
-        num_warps=config.num_warps,
     )  # fmt: skip
+
+
+@torch.library.custom_op("tilefuse::pixel_shuffle", mutates_args=("out",))
+def _launch(x: Tensor, out: Tensor, factor: int, channel_major: bool) -> None:
+    plan_launch(x, out, factor, channel_major).run()
 
 
 _launch.register_fake(no_result)

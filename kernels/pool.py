@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tilefuse.errors import BackendError
-from tilefuse.kernels.tensors import INTERPRETED, RowTile, check_image, no_result, result, row_tile
+from tilefuse.kernels.launch import Launch
+from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, no_result, result, row_tile
 from tilefuse.kernels.toolchain import jit, tl
 
 Pair = tuple[int, int]
@@ -83,17 +84,25 @@ def pick_config(rows: int, columns: int, *, interpreted: bool = False) -> RowTil
     return row_tile(rows, columns, interpreted=interpreted)
 
 
+def plan_launch(
+    x: Tensor, out: Tensor, maximum: bool, kernel: list[int], stride: list[int], padding: list[int],
+    dilation: list[int], count_padding: bool,
+) -> Launch:  # fmt: skip
+    """Choose the configuration and the arguments of a checked call; meta tensors do."""
+    n, h, w, c = out.shape
+    config = pick_config(n * h, w * c, interpreted=INTERPRETED)
+    return bind("pool", _pool_kernel, config.grid(n * h, w * c), config,
+        x, out, n * h, h, w, x.shape[1], x.shape[2], *padding, *x.stride(), *out.stride(), c, maximum, *kernel, *stride,
+        *dilation, count_padding, config.rows, config.columns,
+    )  # fmt: skip
+
+
 @torch.library.custom_op("tilefuse::pool", mutates_args=("out",))
 def _launch(
     x: Tensor, out: Tensor, maximum: bool, kernel: list[int], stride: list[int], padding: list[int],
     dilation: list[int], count_padding: bool,
 ) -> None:  # fmt: skip
-    n, h, w, c = out.shape
-    config = pick_config(n * h, w * c, interpreted=INTERPRETED)
-    _pool_kernel[config.grid(n * h, w * c)](
-        x, out, n * h, h, w, x.shape[1], x.shape[2], *padding, *x.stride(), *out.stride(), c, maximum, *kernel, *stride,
-        *dilation, count_padding, config.rows, config.columns, num_warps=config.num_warps,
-    )  # fmt: skip
+    plan_launch(x, out, maximum, kernel, stride, padding, dilation, count_padding).run()
 
 
 _launch.register_fake(no_result)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tilefuse.errors import BackendError
-from tilefuse.kernels.tensors import INTERPRETED, RowTile, check_image, check_tensor, no_result, result, row_tile
+from tilefuse.kernels.launch import Launch
+from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, check_tensor, no_result, result, row_tile
 from tilefuse.kernels.toolchain import jit, tl
 
 
@@ -61,14 +62,21 @@ def pick_config(rows: int, columns: int, *, interpreted: bool = False) -> RowTil
     return row_tile(rows, columns, interpreted=interpreted)
 
 
-@torch.library.custom_op("tilefuse::resize", mutates_args=("out",))
-def _launch(x: Tensor, rows: Tensor, row_weights: Tensor, columns: Tensor, column_weights: Tensor, out: Tensor) -> None:
+def plan_launch(
+    x: Tensor, rows: Tensor, row_weights: Tensor, columns: Tensor, column_weights: Tensor, out: Tensor
+) -> Launch:
+    """Choose the configuration and the arguments of a checked call; meta tensors do."""
     n, h, w, c = out.shape
     config = pick_config(n * h, w * c, interpreted=INTERPRETED)
-    _resize_kernel[config.grid(n * h, w * c)](
+    return bind("resize", _resize_kernel, config.grid(n * h, w * c), config,
         x, rows, row_weights, columns, column_weights, out, n * h, h, w, *x.stride(), *out.stride(),
-        c, rows.shape[0], config.rows, config.columns, num_warps=config.num_warps,
+        c, rows.shape[0], config.rows, config.columns,
     )  # fmt: skip
+
+
+@torch.library.custom_op("tilefuse::resize", mutates_args=("out",))
+def _launch(x: Tensor, rows: Tensor, row_weights: Tensor, columns: Tensor, column_weights: Tensor, out: Tensor) -> None:
+    plan_launch(x, rows, row_weights, columns, column_weights, out).run()
 
 
 _launch.register_fake(no_result)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from tilefuse.errors import BackendError
-from tilefuse.kernels.toolchain import FLOATS, interpreted, unavailable
+from tilefuse.kernels.launch import Launch
+from tilefuse.kernels.toolchain import FLOATS, Kernel, interpreted, unavailable
 
 # Read once, as `triton.jit` does: a kernel is interpreted for good or compiled for good.
 INTERPRETED: bool = interpreted()
@@ -89,6 +91,21 @@ def result(
         raise BackendError(f"{kernel}: out has the shape {list(out.shape)}; {list(shape)} is accepted")
     check_image(kernel, "out", out, like=x)
     return out
+
+
+class Warps(Protocol):
+    """A configuration, as far as a launch needs it."""
+
+    @property
+    def num_warps(self) -> int:
+        """Warps of a program."""
+        ...
+
+
+def bind(name: str, kernel: Kernel, grid: tuple[int, ...], config: Warps, *values: object) -> Launch:
+    """Name the values of a kernel's parameters, in their order."""
+    arguments = dict(zip(kernel.arg_names, values, strict=True))
+    return Launch(name, kernel, grid, arguments, config.num_warps, config=config)
 
 
 def no_result(*_: object) -> None:
