@@ -17,6 +17,7 @@ from tilefuse.backends.onnx_source import onnx_refusal, onnx_source, pixels_sour
 from tilefuse.backends.pixels import Integers, PixelSession, check_pixels
 from tilefuse.errors import BackendError
 from tilefuse.graph import Shape
+from tilefuse.machine import cpu_threads
 from tilefuse.model import Model
 from tilefuse.passes.exact_input import LEVELS, exact_byte_input
 
@@ -72,10 +73,13 @@ def _for_precision(model: Model, precision: Precision) -> tuple[Model, float]:
 
 def _compiled(source: bytes, shapes: Sequence[Shape], precision: Precision, threads: int) -> Any:
     openvino = load("openvino")
+    # As many windows at once as fit beside each other; a stream runs one.
+    streams = max(1, cpu_threads() // threads)
     options = {
         "INFERENCE_PRECISION_HINT": _TYPES[precision],
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_NUM_THREADS": threads * streams,
+        "NUM_STREAMS": streams,
     }
     try:
         core = openvino.Core()
