@@ -220,6 +220,40 @@ def export(
     )
 
 
+@cli.command()
+@click.argument("content")
+@click.argument("style")
+@click.option("-o", "--output", required=True, help="Image file to write.")
+@click.option("--steps", default=200, show_default=True, type=click.IntRange(min=1), help="Steps of the optimiser.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the noise it starts from.")
+@click.option("--style-weight", default=50.0, show_default=True, help="How much the style counts beside the content.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print the losses as JSON.")
+def stylise(
+    content: str,
+    style: str,
+    output: str,
+    steps: int,
+    seed: int,
+    style_weight: float,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Redraw the picture CONTENT in the style of the picture STYLE."""
+    from tilefuse.commands.stylise import stylise_file
+
+    stylise_file(
+        content,
+        style,
+        output,
+        steps=steps,
+        seed=seed,
+        style_weight=style_weight,
+        overwrite=overwrite,
+        as_json=as_json,
+    )
+
+
 def main() -> None:
     """Run the command line; a named error becomes one line on standard error and its exit code."""
     signal.signal(signal.SIGTERM, _terminate)

@@ -18,6 +18,7 @@ STYLE_RECIPES: dict[str, StyleRecipe] = {
         checkpoint_steps=250,
         style=style,
         style_weight=weight,
+        patch=96,
     )
-    for style, weight, steps in (("mosaic", 150.0, 1500), ("waves", 150.0, 1500))
+    for style, weight, steps in (("mosaic", 150.0, 900), ("waves", 150.0, 900))
 }
