@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+_REST_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,20 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], object]], *, rounds: int, drop_factor: float = math.inf, budget_s: float = math.inf
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    drop_factor: float = math.inf,
+    budget_s: float = math.inf,
+    keep: Collection[str] = (),
 ) -> dict[str, list[float]]:
     """Time every call in interleaved rounds and return its durations, after one round to warm up that is not counted.
 
     A call whose best time, that of the warm-up included, is over `drop_factor` times the fastest one's is left out of
-    the rounds that follow; one that was never counted is told by its warm-up. When the rounds have taken `budget_s`
-    seconds no further one begins, but at least one is run.
+    the rounds that follow, unless `keep` has its name; one that was never counted is told by its warm-up. When the
+    rounds have taken `budget_s` seconds no further one begins, but at least one is run.
     """
-    warm = {name: timed(call) for name, call in calls.items()}
+    warm = {name: _rested(call) for name, call in calls.items()}
     best = dict(warm)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     begin = time.perf_counter()
@@ -50,7 +57,13 @@ def interleave(
         if number and time.perf_counter() - begin > budget_s:
             break
         limit = drop_factor * min(best.values())
-        for name in [name for name in calls if best[name] <= limit]:
-            seconds[name].append(timed(calls[name]))
+        for name in [name for name in calls if best[name] <= limit or name in keep]:
+            seconds[name].append(_rested(calls[name]))
             best[name] = min(best[name], seconds[name][-1])
     return {name: seconds[name] or [warm[name]] for name in calls}
+
+
+def _rested(call: Callable[[], object]) -> float:
+    """Time a call once the threads of the call before, which spin for a while when they are done, have gone to sleep."""
+    time.sleep(_REST_S)
+    return timed(call)
