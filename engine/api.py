@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from tilefuse.backends import registry
 from tilefuse.backends.base import Precision, Session
 from tilefuse.backends.pixels import Integers, PixelSession, compile_pixels
+from tilefuse.classification import Classification, classify
 from tilefuse.errors import BackendError, ImageError
 from tilefuse.execute import Execution, Progress, Runner, execute
 from tilefuse.file_jobs import Report, run_job
 from tilefuse.footprint import Footprint
-from tilefuse.generation import generate
+from tilefuse.generation import generate, interpolate
 from tilefuse.images import (
     Picture,
     picture_from_array,
@@ -30,12 +31,14 @@ from tilefuse.images import (
     picture_to_pil,
     read_image,
 )
-from tilefuse.jobs import Job, assemble, picture_jobs
+from tilefuse.jobs import MASKED_CHANNELS, Job, assemble, holes_of, picture_jobs
 from tilefuse.machine import available_memory, cpu_threads
+from tilefuse.masks import Mask, MaskLike, mask_of
 from tilefuse.memory import ArrayReader, ArrayWriter, PixelReader, PixelWriter
 from tilefuse.model import Model
 from tilefuse.options import Options
 from tilefuse.planner import Plan, Request, Serving, input_shapes, plan
+from tilefuse.reconstruction import reconstruct
 from tilefuse.runners import FloatRunner, PixelRunner
 from tilefuse.serving import choose
 from tilefuse.sessions import SessionCache
@@ -96,23 +99,27 @@ class Engine:
         """
         return self._plan(height, width, channels, np.dtype(dtype))[0]
 
-    def __call__(self, image: Kind) -> Kind:
+    def __call__(self, image: Kind, *, mask: MaskLike | None = None) -> Kind:
         """Run an image and return the same kind of thing.
 
         Takes numpy [H, W] or [H, W, C] (uint8, uint16, or float in 0..1), a PIL image, or a torch tensor [C, H, W] or
         [N, C, H, W] (uint8 or float in 0..1). RGB, straight alpha. Float results are the network's own, unclipped.
+        `mask`, for networks that fill holes, is a gray image (see `tilefuse.masks`) or bool [H, W]: white, or true, is
+        a hole; known pixels come back as they were.
 
         Raises:
-            ImageError: another type, shape or dtype.
+            ImageError: another type, shape or dtype, or a mask of another size.
+            UsageError: there is a mask, and the network takes none.
             CapacityError: it does not fit the memory budget.
         """
+        holes = None if mask is None else mask_of(mask)
         if isinstance(image, Image.Image):
-            return picture_to_pil(self.run_picture(picture_from_pil(image))[0])
+            return picture_to_pil(self.run_picture(picture_from_pil(image), mask=holes)[0])
         if isinstance(image, np.ndarray):
-            picture = self.run_picture(picture_from_array(image))[0]
+            picture = self.run_picture(picture_from_array(image), mask=holes)[0]
             return cast(Kind, picture_to_array(picture, like=image))
         if isinstance(image, Tensor):
-            return run_tensor(image, lambda picture: self.run_picture(picture)[0])
+            return run_tensor(image, lambda picture: self.run_picture(picture, mask=holes)[0])
         raise ImageError(f"{type(image).__name__} is no image; give a numpy array, a PIL image or a torch tensor")
 
     def run_file(
@@ -128,6 +135,7 @@ class Engine:
         per_band: bool = False,
         value_range: tuple[float, float] | None = None,
         compression: str = "deflate",
+        mask: MaskLike | None = None,
     ) -> Report:
         """Run an image file into another; the output appears under its name only when it is complete.
 
@@ -136,16 +144,17 @@ class Engine:
         its finished windows are journaled beside the output, and `resume` goes on where such a run was stopped.
         `per_band` runs each band as a gray image; `value_range` are the samples that the network sees as 0 and 1;
         `compression` of a streamed TIFF is deflate, zstd or none. Each of the first three streams the job.
+        `mask`, a file or as in a call, is for networks that fill holes, and for images held in memory.
 
         Raises:
-            ImageError: the input can't be read.
+            ImageError: the input or the mask can't be read, or the mask is no gray image of its size.
             UsageError: the output exists (and not `overwrite`), can't be written, or its format can't hold the result.
             CapacityError: the job does not fit the memory budget, or the disk.
         """
         job = StreamJob(
             Path(source), Path(output), overwrite, resume, per_band, value_range, checked_compression(compression)
         )
-        return run_job(self, job, read, progress, on_plan)
+        return run_job(self, job, read, progress, on_plan, None if mask is None else mask_of(mask))
 
     def generate(self, count: int, *, seed: int = 0, label: int | None = None) -> NDArray[np.uint8]:
         """Draw `count` images from random latents, uint8 [count, H, W, C], the same for the same seed.
@@ -156,19 +165,43 @@ class Engine:
             ModelError: the network takes no latent.
             UsageError: the count is not positive, or there is no such label.
         """
-        return generate(
-            self.model,
-            lambda images: self.session(self.serving, images, (0, 0)),
-            count,
-            seed=seed,
-            label=label,
-        )
+        return generate(self.model, self._fixed_session, count, seed=seed, label=label)
+
+    def interpolate(self, first: int, last: int, count: int, *, label: int | None = None) -> NDArray[np.uint8]:
+        """Draw `count` images on the way from seed `first` to seed `last`, uint8 [count, H, W, C]; as `generate`."""
+        return interpolate(self.model, self._fixed_session, (first, last), count, label=label)
+
+    def classify(self, pictures: Sequence[Picture]) -> list[Classification]:
+        """Tell the class of each picture and how sure the network is; see `tilefuse.classification`.
+
+        Raises:
+            ModelError: the network is no classifier.
+        """
+        return classify(self.model, self._fixed_session, pictures)
+
+    def reconstruct(self, pictures: Sequence[Picture]) -> NDArray[np.uint8]:
+        """Encode pictures and draw them again, uint8 [count, H, W, C]; see `tilefuse.reconstruction`.
+
+        Raises:
+            ModelError: the model has no encoder.
+        """
+        return reconstruct(self.model, self.options, self._fixed_session, pictures)
+
+    def _fixed_session(self, images: int) -> Session:
+        """Compile a network whose inputs have no free size."""
+        return self.session(self.serving, images, (0, 0))
 
     def run_picture(
-        self, picture: Picture, *, progress: Progress | None = None, on_plan: Callable[[Plan], None] | None = None
+        self,
+        picture: Picture,
+        *,
+        progress: Progress | None = None,
+        on_plan: Callable[[Plan], None] | None = None,
+        mask: Mask | None = None,
     ) -> tuple[Picture, Plan, Execution]:
-        """Run a picture: colour, then alpha."""
-        made, grid, serving, jobs = self._settle(picture)
+        """Run a picture: colour, then alpha; `mask` is true in holes."""
+        holes = holes_of(picture, self.model.image_channels, mask)
+        made, grid, serving, jobs = self._settle(picture, holes)
         if on_plan is not None:
             on_plan(made)
         total = len(grid) * len(jobs)
@@ -182,16 +215,18 @@ class Engine:
             sum(run.compute_seconds for run in runs),
             sum(run.rerun_fp32 for run in runs),
         )
-        return assemble(picture, jobs, self.scale), made, execution
+        return assemble(picture, jobs, self.scale, holes), made, execution
 
-    def _settle(self, picture: Picture) -> tuple[Plan, Grid, Serving, list[Job]]:
+    def _settle(self, picture: Picture, holes: Mask | None) -> tuple[Plan, Grid, Serving, list[Job]]:
         """Plan a picture for the first candidate that compiles its window."""
         depth = picture.pixels.shape[2] + (picture.alpha is not None)
+        # With a mask, the network is given a copy.
+        depth += 0 if holes is None else MASKED_CHANNELS[0]
         failed: list[str] = []
         for serving in self.candidates:
             with_reasons = replace(serving, why=(*serving.why, *failed))
             made, grid = self._plan(picture.height, picture.width, depth, picture.pixels.dtype, with_reasons)
-            jobs = picture_jobs(picture, self.model.image_channels, grid.output)
+            jobs = picture_jobs(picture, self.model.image_channels, grid.output, holes)
             try:
                 self._runner(jobs[0], grid.window, serving, serving.precision)
             except BackendError as error:

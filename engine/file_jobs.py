@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tilefuse.errors import UsageError
 from tilefuse.execute import Progress
 from tilefuse.images import MAX_PIXELS, Picture, check_output, write_image
 from tilefuse.interruptible import run_interruptibly
+from tilefuse.masks import Mask
 from tilefuse.planner import Plan
 from tilefuse.storage import is_raster_name, probe
 from tilefuse.streaming_run import Network, StreamJob, run_streamed
@@ -48,11 +50,17 @@ def run_job(
     read: Callable[[str | os.PathLike[str]], Picture],
     progress: Progress | None,
     on_plan: Callable[[Plan], None] | None,
+    mask: Mask | None = None,
 ) -> Report:
     """Run one file into another; `Engine.run_file` says how and what it raises."""
     if job.resume or job.per_band or job.value_range is not None or _streams(engine, job):
+        if mask is not None:
+            raise UsageError(
+                f"{job.source}: a mask needs the image in memory, and this job is streamed; allow more memory, and "
+                "leave out what streams (resume, bands, a value range, rasters)"
+            )
         return _run_streamed(engine, job, progress, on_plan)
-    return _run_held(engine, job, read, progress, on_plan)
+    return _run_held(engine, job, read, progress, on_plan, mask)
 
 
 def _run_held(
@@ -61,6 +69,7 @@ def _run_held(
     read: Callable[[str | os.PathLike[str]], Picture],
     progress: Progress | None,
     on_plan: Callable[[Plan], None] | None,
+    mask: Mask | None,
 ) -> Report:
     started = time.perf_counter()
     path = check_output(job.output, overwrite=job.overwrite)
@@ -71,7 +80,7 @@ def _run_held(
         if on_plan is not None:
             on_plan(made)
 
-    result, made, execution = engine.run_picture(picture, progress=progress, on_plan=check_plan)
+    result, made, execution = engine.run_picture(picture, progress=progress, on_plan=check_plan, mask=mask)
     notes = (*picture.notes, *write_image(path, result, overwrite=job.overwrite))
     return Report(
         input=job.source,

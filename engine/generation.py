@@ -31,7 +31,7 @@ def generate(
     """
     if count < 1:
         raise UsageError(f"the number of images is {count}; draw at least 1")
-    return _draw(model, session, _inputs(model, count, seed, label))
+    return draw(model, session, _inputs(model, count, seed, label))
 
 
 def interpolate(
@@ -55,7 +55,7 @@ def interpolate(
         raise UsageError(f"{model.name} draws by label; say which label to interpolate in")
     shares = torch.linspace(0.0, 1.0, count)
     latent = slerp(ends[0][0], ends[1][0], shares)
-    return _draw(model, session, [latent, *(extra.expand(count, -1) for extra in ends[0][1:])])
+    return draw(model, session, [latent, *(extra.expand(count, -1) for extra in ends[0][1:])])
 
 
 def slerp(first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def slerp(first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
     return between.float().reshape(-1, *first.shape[1:])
 
 
-def _draw(model: Model, session: Callable[[int], Session], inputs: list[Tensor]) -> NDArray[np.uint8]:
+def draw(model: Model, session: Callable[[int], Session], inputs: list[Tensor]) -> NDArray[np.uint8]:
     """Run the inputs in batches and return levels [count, H, W, C]."""
     low, high = model.value_range
     drawn = []
@@ -86,10 +86,10 @@ def _draw(model: Model, session: Callable[[int], Session], inputs: list[Tensor])
     return np.concatenate(drawn)
 
 
-def contact_sheet(images: NDArray[np.uint8], gap_px: int = 2) -> NDArray[np.uint8]:
-    """Lay images [N, H, W, C] out as a near-square grid [H', W', C] on white."""
+def contact_sheet(images: NDArray[np.uint8], gap_px: int = 2, columns: int | None = None) -> NDArray[np.uint8]:
+    """Lay images [N, H, W, C] out as a grid [H', W', C] on white, near-square unless `columns` says how wide."""
     count, height, width, channels = images.shape
-    columns = int(np.ceil(np.sqrt(count)))
+    columns = columns or int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
     shape = (rows * (height + gap_px) + gap_px, columns * (width + gap_px) + gap_px, channels)
     sheet = np.full(shape, 255, np.uint8)

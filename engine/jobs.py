@@ -40,7 +40,7 @@ def picture_jobs(
             colour one; or the mask has another size than the picture.
         UsageError: there is a mask, and the network takes none.
     """
-    mask = _checked_mask(picture, channels, mask)
+    mask = holes_of(picture, channels, mask)
     pixels = picture.pixels if picture.alpha is None else bleed(picture.pixels, picture.alpha)
     alpha = picture.alpha if picture.alpha is not None and varies(picture.alpha) else None
     depth = pixels.shape[2]
@@ -52,8 +52,13 @@ def picture_jobs(
     return jobs
 
 
-def _checked_mask(picture: Picture, channels: tuple[int, int], mask: Mask | None) -> Mask | None:
-    """Check that network, picture and mask go together, and return the mask of a network that takes one."""
+def holes_of(picture: Picture, channels: tuple[int, int], mask: Mask | None) -> Mask | None:
+    """Return the holes that a network which takes a mask is to fill, none without a mask; None for other networks.
+
+    Raises:
+        ImageError: the mask has another size than the picture, or no picture has such channels.
+        UsageError: there is a mask, and the network takes none.
+    """
     if channels == MASKED_CHANNELS:
         whole = np.zeros((picture.height, picture.width), np.bool_) if mask is None else mask
         if whole.shape != (picture.height, picture.width):

@@ -14,18 +14,20 @@ from tilefuse.errors import ImageError
 from tilefuse.images import Picture, picture_from_array, picture_from_pil, read_image
 
 Mask = NDArray[np.bool_]
-MaskLike = Mask | NDArray[Any] | Image.Image | Tensor
+MaskLike = Mask | NDArray[Any] | Image.Image | Tensor | str | os.PathLike[str]
 
 
 def mask_of(value: MaskLike) -> Mask:
-    """Take a mask as given in Python: bool, or gray, of which the lighter half is the hole.
+    """Take a mask: bool, or gray, of which the lighter half is the hole.
 
-    A NumPy array or torch tensor [H, W], [1, H, W] or [H, W, 1] of bool, uint8, uint16 or float in 0..1, or a Pillow
-    image of mode 1 or L. Returns bool [H, W], true where the image has a hole.
+    The path of an image file; a NumPy array or torch tensor [H, W], [1, H, W] or [H, W, 1] of bool, uint8, uint16 or
+    float in 0..1; or a Pillow image of mode 1 or L. Returns bool [H, W], true where the image has a hole.
 
     Raises:
         ImageError: anything else.
     """
+    if isinstance(value, str | os.PathLike):
+        return read_mask(value)
     if isinstance(value, Image.Image):
         return _holes(picture_from_pil(value), "the mask")
     if isinstance(value, Tensor):

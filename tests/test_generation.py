@@ -8,7 +8,7 @@ import torch
 
 import tilefuse
 from tilefuse.errors import ModelError, UsageError
-from tilefuse.generation import contact_sheet
+from tilefuse.generation import contact_sheet, slerp
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +69,30 @@ def test_a_sheet_holds_every_image() -> None:
     assert sheet.shape == (2 * 5 + 1, 3 * 7 + 1, 3)
     assert sorted(np.unique(sheet)) == [0, 1, 2, 3, 4, 255]
     assert (sheet[1:5, 8:14] == 1).all()
+
+
+def test_a_strip_leads_from_one_seed_to_the_other(digits: tilefuse.Engine) -> None:
+    strip = digits.interpolate(3, 8, 5, label=2)
+    assert (strip.shape, strip.dtype) == ((5, 28, 28, 1), np.uint8)
+    ends = [digits.generate(1, seed=seed, label=2)[0].astype(int) for seed in (3, 8)]
+    assert np.abs(strip[0] - ends[0]).max() <= 1
+    assert np.abs(strip[-1] - ends[1]).max() <= 1
+    assert np.abs(strip[2] - ends[0]).max() > 1
+
+
+def test_latents_between_keep_their_length() -> None:
+    first, last = torch.randn(2, 1, 64, generator=torch.Generator().manual_seed(0))
+    between = slerp(first, last, torch.linspace(0, 1, 5))
+    lengths = between.norm(dim=1)
+    low, high = sorted((first.norm().item(), last.norm().item()))
+    assert (lengths > 0.97 * low).all()
+    assert (lengths < 1.03 * high).all()
+    assert torch.allclose(slerp(first, 2 * first, torch.tensor([0.5])), 1.5 * first)
+
+
+@pytest.mark.parametrize(
+    ("count", "label", "words"), [(1, 2, "at least 2"), (3, None, "which label"), (3, 10, "0 to 9")]
+)
+def test_strips_that_cannot_be(digits: tilefuse.Engine, count: int, label: int | None, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        digits.interpolate(0, 1, count, label=label)

@@ -53,7 +53,8 @@ def test_the_lighter_half_of_the_grays_is_the_hole() -> None:
         (np.zeros((4, 4), np.int64), "int64"),
         (Image.new("RGB", (4, 4)), "colour"),
         (Image.new("LA", (4, 4)), "transparency"),
-        ("hole.png", "a str"),
+        (7, "a int"),
+        ("no-such-hole.png", "no-such-hole"),
     ],
 )
 def test_what_is_no_mask_is_refused(given: Any, words: str) -> None:
