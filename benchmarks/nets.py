@@ -105,7 +105,7 @@ def _seeded(make: Callable[[], nn.Module], last: Callable[[Any], Any]) -> Callab
     def build() -> nn.Module:
         torch.manual_seed(0)
         module: Any = make().eval()
-        picture = sample_picture(48, 48, 1 if isinstance(module, FSRCNN) else 3)
+        picture = sample_picture(24, 24, 1 if isinstance(module, FSRCNN) else 3)
         with torch.no_grad():
             layer = last(module)
             result = module(torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255)

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tilefuse.bench import machine_name
 from tilefuse.machine import cpu_name, cpu_threads
 
 RESULTS = Path(__file__).with_name("results")
@@ -37,6 +36,9 @@ class Record:
 
 def new_record(suite: str, rows: Sequence[Row] = ()) -> Record:
     """Begin a record of today on this machine."""
+    # Reading and comparing records needs no torch, and starts at once without it.
+    from tilefuse.bench import machine_name
+
     return Record(suite, machine_name(), datetime.now(UTC).date().isoformat(), tuple(rows))
 
 

@@ -64,6 +64,6 @@ def interleave(
 
 
 def _rested(call: Callable[[], object]) -> float:
-    """Time a call once the threads of the call before, which spin for a while when they are done, have gone to sleep."""
+    """Time a call when the threads of the one before, which spin for a while after their work, have gone to sleep."""
     time.sleep(_REST_S)
     return timed(call)

@@ -35,9 +35,12 @@ def _seeded(module: nn.Module) -> nn.Module:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("peer", PEERS, ids=[peer.name for peer in PEERS])
+@pytest.mark.parametrize(
+    "peer",
+    [pytest.param(p, id=p.name, marks=[pytest.mark.slow] if p.name == "torch.compile" else []) for p in PEERS],
+)
 def test_peers_agree_with_the_module(peer: object, assert_close: Compare) -> None:
-    for case in (SMALL, LATENT) if "compile" not in peer.name else (SMALL,):
+    for case in (SMALL, LATENT):
         x = case.tensor()
         with torch.no_grad():
             expected = case.build()(x)
@@ -74,6 +77,7 @@ def test_the_suite_has_what_the_readme_claims() -> None:
     }
 
 
+@pytest.mark.thorough
 def test_nets_without_training_span_the_range_of_an_image() -> None:
     for case in CASES:
         if case.bundled is None:

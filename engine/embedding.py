@@ -1,0 +1,119 @@
+"""The engine inside other programs: streams, batches, async callers, arrays of other libraries, OpenCV's channel order."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tilefuse.errors import ImageError, UsageError
+from tilefuse.interruptible import THREAD_NAME
+
+Image = TypeVar("Image")
+LOOK_AHEAD = 2
+
+
+class Embedded(ABC):
+    """Ways to call an engine from other programs; each gives what the plain call gives."""
+
+    @abstractmethod
+    def __call__(self, image: Image, *, bgr: bool = False) -> Image:
+        """Run an image and return the same kind of thing."""
+
+    def stream(self, images: Iterable[Image], *, look_ahead: int = LOOK_AHEAD, bgr: bool = False) -> Iterator[Image]:
+        """Run images as they come and yield the results in order.
+
+        One image is computed at a time, in a thread of its own, while the caller uses the last result and `images`
+        gives the next input. At most `look_ahead` inputs are taken whose results were not asked for yet, so an endless
+        stream, or one of large images, needs bounded memory. An error is raised where its result was due.
+
+        Raises:
+            UsageError: `look_ahead` is not positive.
+        """
+        if isinstance(look_ahead, bool) or not isinstance(look_ahead, int) or look_ahead < 1:
+            raise UsageError(f"look_ahead: {look_ahead!r} is none; give the number of images to take ahead, 1 or more")
+        return _in_order(lambda image: self(image, bgr=bgr), images, look_ahead)
+
+    def batch(self, images: Iterable[Image], *, bgr: bool = False) -> list[Image]:
+        """Run several images, of one size or of many, and return their results in order."""
+        return list(self.stream(images, bgr=bgr))
+
+    async def acall(self, image: Image, *, bgr: bool = False) -> Image:
+        """Run an image in a thread, so that the event loop goes on: `result = await engine.acall(image)`.
+
+        Calls awaited together run in the loop's default executor. Cancelling stops the waiting, not the computing.
+        """
+        return await asyncio.to_thread(self, image, bgr=bgr)
+
+
+def array_of(image: object) -> NDArray[Any]:
+    """Take an image of another library as a numpy array, without a copy where it lies in main memory.
+
+    It has to speak `__array_interface__` or DLPack (`__dlpack__`: JAX, CuPy, TensorFlow, ...), as [H, W] or [H, W, C].
+
+    Raises:
+        ImageError: it speaks neither, or its data can't be had as an array.
+    """
+    try:
+        if hasattr(image, "__array_interface__"):
+            return np.asarray(image)
+        if hasattr(image, "__dlpack__"):
+            return cast(NDArray[Any], torch.from_dlpack(image).detach().cpu().numpy())
+    # What a foreign object raises while it is asked for its data is its own affair.
+    except Exception as error:
+        raise ImageError(f"{type(image).__name__} did not give its data: {error}; give a numpy array") from error
+    raise ImageError(
+        f"{type(image).__name__} is no image; give a numpy array, a PIL image, a torch tensor, or an array that speaks "
+        "__array_interface__ or __dlpack__"
+    )
+
+
+def swap_channels(image: Image) -> Image:
+    """Turn a numpy array [H, W, 3 or 4] from BGR to RGB or back, without a copy; [H, W] and one channel stay.
+
+    Raises:
+        ImageError: the image is no array; those of other kinds say themselves what their channels are.
+    """
+    if not isinstance(image, np.ndarray):
+        raise ImageError(f"bgr=True is for numpy arrays as OpenCV gives them; {type(image).__name__} was given")
+    if image.ndim != 3 or image.shape[2] < 3:
+        return image
+    colour = image[..., 2::-1]
+    return cast(Image, colour if image.shape[2] == 3 else np.concatenate([colour, image[..., 3:]], axis=2))
+
+
+def _in_order(call: Callable[[Image], Image], images: Iterable[Image], look_ahead: int) -> Iterator[Image]:
+    pending: deque[Future[Image]] = deque()
+    inputs = iter(images)
+    with ThreadPoolExecutor(1, thread_name_prefix=THREAD_NAME) as pool:
+        try:
+            more = True
+            while more or pending:
+                more = more and _take(inputs, lambda image: pool.submit(call, image), pending)
+                if pending and (not more or len(pending) >= look_ahead):
+                    yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _take(inputs: Iterator[Image], submit: Callable[[Image], Future[Image]], pending: deque[Future[Image]]) -> bool:
+    """Take one input; tell whether there may be more. What the iterator raises is due after the results before it."""
+    try:
+        pending.append(submit(next(inputs)))
+    except StopIteration:
+        return False
+    # Put off, not swallowed: it is raised when its turn comes.
+    except Exception as error:  # noqa: BLE001
+        failed: Future[Image] = Future()
+        failed.set_exception(error)
+        pending.append(failed)
+        return False
+    return True
