@@ -135,6 +135,7 @@ class Engine:
         per_band: bool = False,
         value_range: tuple[float, float] | None = None,
         compression: str = "deflate",
+        pyramid: bool = False,
         mask: MaskLike | None = None,
     ) -> Report:
         """Run an image file into another; the output appears under its name only when it is complete.
@@ -143,7 +144,8 @@ class Engine:
         An image whose decoded form does not fit the budget is streamed, and so are rasters (.npy, .zarr, Deep Zoom):
         its finished windows are journaled beside the output, and `resume` goes on where such a run was stopped.
         `per_band` runs each band as a gray image; `value_range` are the samples that the network sees as 0 and 1;
-        `compression` of a streamed TIFF is deflate, zstd or none. Each of the first three streams the job.
+        `compression` of a streamed TIFF is deflate, zstd or none; `pyramid` adds reduced copies to it, as viewers of
+        large images want. Each but `compression` streams the job.
         `mask`, a file or as in a call, is for networks that fill holes, and for images held in memory.
 
         Raises:
@@ -152,7 +154,14 @@ class Engine:
             CapacityError: the job does not fit the memory budget, or the disk.
         """
         job = StreamJob(
-            Path(source), Path(output), overwrite, resume, per_band, value_range, checked_compression(compression)
+            Path(source),
+            Path(output),
+            overwrite,
+            resume,
+            per_band,
+            value_range,
+            checked_compression(compression),
+            pyramid,
         )
         return run_job(self, job, read, progress, on_plan, None if mask is None else mask_of(mask))
 

@@ -53,7 +53,7 @@ def run_job(
     mask: Mask | None = None,
 ) -> Report:
     """Run one file into another; `Engine.run_file` says how and what it raises."""
-    if job.resume or job.per_band or job.value_range is not None or _streams(engine, job):
+    if job.resume or job.per_band or job.pyramid or job.value_range is not None or _streams(engine, job):
         if mask is not None:
             raise UsageError(
                 f"{job.source}: a mask needs the image in memory, and this job is streamed; allow more memory, and "

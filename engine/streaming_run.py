@@ -57,6 +57,7 @@ class StreamJob:
     per_band: bool = False
     value_range: tuple[float, float] | None = None
     compression: str = "deflate"
+    pyramid: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def _run(work: Work, journal: Journal, header: Header, progress: Progress | None
         execution = _compute(work, raster, journal, done, progress)
         if execution.windows or not history.encoded or not os.path.lexists(files.encoded):
             release_memory()
-            target = Target(files.part, raster, result, job.compression, work.cancelled)
+            target = Target(files.part, raster, result, job.compression, work.cancelled, job.pyramid)
             encode(target, job.output.suffix.lower(), files.target())
             files.flush_encoded()
             journal.encoded()
@@ -276,6 +277,8 @@ def _result_info(info: RasterInfo, planes: Planes, made: Plan, job: StreamJob) -
 def _check_output(job: StreamJob, result: RasterInfo, made: Plan) -> None:
     """Refuse before the work what the format can't hold."""
     suffix = job.output.suffix.lower()
+    if job.pyramid and suffix not in (".tif", ".tiff"):
+        raise UsageError(f"{shown(job.output)}: only TIFF holds a pyramid; .dzi (Deep Zoom) is one by itself")
     size = (result.width, result.height)
     check_target(job.output, overwrite=True, size=size)
     kind = FORMATS.get(suffix, suffix)
@@ -287,7 +290,9 @@ def _check_output(job: StreamJob, result: RasterInfo, made: Plan) -> None:
 
 def _disk_bytes(job: StreamJob, result: RasterInfo) -> int:
     """Estimate what the job writes: the raster, and the encoded result unless it is the raster itself."""
-    return result.nbytes * (1 if job.output.suffix.lower() == ".npy" else 2) + (1 << 20)
+    copies = 1 if job.output.suffix.lower() == ".npy" else 2
+    # The reduced levels take a third of the raster, in the result and while they are made.
+    return result.nbytes * copies + (2 * result.nbytes // 3 if job.pyramid else 0) + (1 << 20)
 
 
 def _notes(job: StreamJob, result: RasterInfo) -> tuple[str, ...]:
@@ -326,7 +331,7 @@ def _header(
         "windows": str(made.windows),
         "bands": " ".join(",".join(map(str, group)) for group in planes.groups),
         "range": "own" if job.value_range is None else f"{float(job.value_range[0])}:{float(job.value_range[1])}",
-        "format": f"{job.output.suffix.lower()} {job.compression}",
+        "format": f"{job.output.suffix.lower()} {job.compression}" + (" pyramid" if job.pyramid else ""),
     }
 
 

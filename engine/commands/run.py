@@ -44,6 +44,7 @@ class RunOptions:
     value_range: tuple[float, float] | None = None
     per_band: bool = False
     compression: str = "deflate"
+    pyramid: bool = False
 
 
 def parse_range(text: str | None) -> tuple[float, float] | None:
@@ -159,6 +160,7 @@ def _run_one(engine: Engine, pair: Pair, options: RunOptions, pixels: Pixels) ->
         per_band=options.per_band,
         value_range=options.value_range,
         compression=options.compression,
+        pyramid=options.pyramid,
     )
     pixels.advance(pair, 1.0)
     _event(options, "done", **_report_fields(report), seconds=round(time.perf_counter() - started, 4))

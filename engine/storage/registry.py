@@ -44,6 +44,7 @@ class Target:
     info: RasterInfo
     compression: str
     cancelled: Callable[[], bool]
+    pyramid: bool = False
 
 
 def is_raster_name(path: str | os.PathLike[str]) -> bool:
@@ -165,7 +166,7 @@ def encode(target: Target, suffix: str, output: Path) -> None:
     kind = FORMATS.get(suffix, suffix)
     match kind:
         case "TIFF":
-            encode_tiff(raster, info, output, target.compression, cancelled)
+            encode_tiff(raster, info, output, target.compression, cancelled, pyramid=target.pyramid)
         case ".zarr":
             encode_zarr(raster, info, output, cancelled)
         case ".npy":

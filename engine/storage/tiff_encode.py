@@ -10,6 +10,7 @@ import numpy as np
 
 from tilefuse.storage.base import Array, RasterInfo
 from tilefuse.storage.flat import FlatRaster, disk_errors
+from tilefuse.storage.pyramid import level_count, levels
 
 TILE_PX = 256
 _BAND_BYTES = 16 << 20
@@ -28,9 +29,19 @@ class CancelledError(Exception):
 
 
 def encode_tiff(
-    raster: FlatRaster, info: RasterInfo, target: Path, compression: str, cancelled: Callable[[], bool]
+    raster: FlatRaster,
+    info: RasterInfo,
+    target: Path,
+    compression: str,
+    cancelled: Callable[[], bool],
+    *,
+    pyramid: bool = False,
 ) -> None:
-    """Write `info`'s raster in tiles of 256 x 256 px, deflate, zstd or uncompressed."""
+    """Write `info`'s raster in tiles of 256 x 256 px, deflate, zstd or uncompressed.
+
+    With `pyramid` reduced copies follow, each half the size of the one before: as sub-images of an OME image, where its
+    viewers look for them, else as further directories, where GDAL does.
+    """
     import tifffile
 
     codec, arguments = _CODECS[compression]
@@ -52,44 +63,62 @@ def encode_tiff(
         for number, kind, value in metadata.geo
     ]
     options["extratags"] = [*((*tag, True) for tag in options.get("extratags", [])), *geo]
+    layout: dict[str, Any] = {
+        "dtype": info.dtype,
+        "tile": (TILE_PX, TILE_PX),
+        "photometric": "rgb" if rgb else "minisblack",
+        "planarconfig": "contig" if info.bands > 1 else None,
+        "extrasamples": kinds or None,
+        "compression": codec,
+        "compressionargs": arguments,
+        "predictor": codec is not None,
+        "metadata": None,
+        "software": False,
+        "maxworkers": 2,
+        "buffersize": _BAND_BYTES,
+    }
+    nested = level_count(info.height, info.width) if pyramid and metadata.ome else None
+    size = info.nbytes * 4 // 3 if pyramid else info.nbytes
+
+    def check() -> None:
+        if cancelled():
+            raise CancelledError
+
     with (
         disk_errors("the result"),
-        tifffile.TiffWriter(target, bigtiff=info.nbytes > BIG_BYTES, byteorder="<") as writer,
+        tifffile.TiffWriter(target, bigtiff=size > BIG_BYTES, byteorder="<") as writer,
     ):
         writer.write(
-            _tiles(raster, info, cancelled),
-            shape=(info.height, info.width, info.bands) if info.bands > 1 else (info.height, info.width),
-            dtype=info.dtype,
-            tile=(TILE_PX, TILE_PX),
-            photometric="rgb" if rgb else "minisblack",
-            planarconfig="contig" if info.bands > 1 else None,
-            extrasamples=kinds or None,
-            compression=codec,
-            compressionargs=arguments,
-            predictor=codec is not None,
+            _tiles(raster, info, check),
+            shape=_shape(info),
             iccprofile=metadata.icc,
             description=metadata.ome.encode() if metadata.ome else None,
-            metadata=None,
-            software=False,
-            maxworkers=2,
-            buffersize=_BAND_BYTES,
+            subifds=nested,
+            **layout,
             **options,
         )
+        if pyramid:
+            with levels(raster, info, target.absolute().parent, check) as reduced:
+                for level, described in reduced:
+                    writer.write(_tiles(level, described, check), shape=_shape(described), subfiletype=1, **layout)
+
+
+def _shape(info: RasterInfo) -> tuple[int, ...]:
+    return (info.height, info.width, info.bands) if info.bands > 1 else (info.height, info.width)
 
 
 def _plain(value: tuple[Any, ...]) -> Any:
     return value[0] if len(value) == 1 else value
 
 
-def _tiles(raster: FlatRaster, info: RasterInfo, cancelled: Callable[[], bool]) -> Iterator[Array]:
+def _tiles(raster: FlatRaster, info: RasterInfo, check: Callable[[], None]) -> Iterator[Array]:
     """Give the tiles in order, reading several at once: the rows of a wide strip lie together in the raster."""
     row_bytes = TILE_PX * info.bands * info.dtype.itemsize
     columns = max(1, _BAND_BYTES // (TILE_PX * row_bytes)) * TILE_PX
     for top in range(0, info.height, TILE_PX):
         bottom = min(top + TILE_PX, info.height)
         for left in range(0, info.width, columns):
-            if cancelled():
-                raise CancelledError
+            check()
             band = raster.read(top, bottom, left, min(left + columns, info.width))
             for start in range(0, band.shape[1], TILE_PX):
                 tile = band[:, start : start + TILE_PX]
