@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,8 @@ from tilefuse.backends import registry
 from tilefuse.backends.base import Precision, Session
 from tilefuse.backends.pixels import Integers, PixelSession, compile_pixels
 from tilefuse.classification import Classification, classify
-from tilefuse.errors import BackendError, ImageError
+from tilefuse.embedding import Embedded, Kind, array_of, swap_channels
+from tilefuse.errors import BackendError
 from tilefuse.execute import Execution, Progress, Runner, execute
 from tilefuse.file_jobs import Report, run_job
 from tilefuse.footprint import Footprint
@@ -49,8 +50,6 @@ from tilefuse.tiling import Grid
 
 __all__ = ["Engine", "Report", "SessionKey", "load"]
 
-Kind = TypeVar("Kind", np.ndarray[Any, Any], Image.Image, Tensor)
-
 
 @dataclass(frozen=True)
 class SessionKey:
@@ -64,7 +63,7 @@ class SessionKey:
 
 
 @dataclass(frozen=True, eq=False)
-class Engine:
+class Engine(Embedded):
     """A loaded model with a chosen backend. Immutable, and safe to call from many threads at once."""
 
     model: Model
@@ -99,11 +98,13 @@ class Engine:
         """
         return self._plan(height, width, channels, np.dtype(dtype))[0]
 
-    def __call__(self, image: Kind, *, mask: MaskLike | None = None) -> Kind:
+    def __call__(self, image: Kind, *, mask: MaskLike | None = None, bgr: bool = False) -> Kind:
         """Run an image and return the same kind of thing.
 
         Takes numpy [H, W] or [H, W, C] (uint8, uint16, or float in 0..1), a PIL image, or a torch tensor [C, H, W] or
         [N, C, H, W] (uint8 or float in 0..1). RGB, straight alpha. Float results are the network's own, unclipped.
+        Other arrays are taken through `__array_interface__` or DLPack and come back as numpy arrays. `bgr` is for
+        numpy arrays in OpenCV's order of channels, which they come back in.
         `mask`, for networks that fill holes, is a gray image (see `tilefuse.masks`) or bool [H, W]: white, or true, is
         a hole; known pixels come back as they were.
 
@@ -112,15 +113,17 @@ class Engine:
             UsageError: there is a mask, and the network takes none.
             CapacityError: it does not fit the memory budget.
         """
+        if bgr:
+            return swap_channels(self(swap_channels(image), mask=mask))
         holes = None if mask is None else mask_of(mask)
         if isinstance(image, Image.Image):
-            return picture_to_pil(self.run_picture(picture_from_pil(image), mask=holes)[0])
+            return cast(Kind, picture_to_pil(self.run_picture(picture_from_pil(image), mask=holes)[0]))
         if isinstance(image, np.ndarray):
             picture = self.run_picture(picture_from_array(image), mask=holes)[0]
             return cast(Kind, picture_to_array(picture, like=image))
         if isinstance(image, Tensor):
-            return run_tensor(image, lambda picture: self.run_picture(picture, mask=holes)[0])
-        raise ImageError(f"{type(image).__name__} is no image; give a numpy array, a PIL image or a torch tensor")
+            return cast(Kind, run_tensor(image, lambda picture: self.run_picture(picture, mask=holes)[0]))
+        return cast(Kind, self(array_of(image), mask=mask))
 
     def run_file(
         self,

@@ -1,4 +1,4 @@
-"""The engine inside other programs: streams, batches, async callers, arrays of other libraries, OpenCV's channel order."""
+"""The engine inside other programs: streams, batches, async callers, arrays of other libraries, BGR frames."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from numpy.typing import NDArray
 from tilefuse.errors import ImageError, UsageError
 from tilefuse.interruptible import THREAD_NAME
 
-Image = TypeVar("Image")
 LOOK_AHEAD = 2
+
+Kind = TypeVar("Kind")
 
 
 class Embedded(ABC):
     """Ways to call an engine from other programs; each gives what the plain call gives."""
 
     @abstractmethod
-    def __call__(self, image: Image, *, bgr: bool = False) -> Image:
+    def __call__(self, image: Kind, *, bgr: bool = False) -> Kind:
         """Run an image and return the same kind of thing."""
 
-    def stream(self, images: Iterable[Image], *, look_ahead: int = LOOK_AHEAD, bgr: bool = False) -> Iterator[Image]:
+    def stream(self, images: Iterable[Kind], *, look_ahead: int = LOOK_AHEAD, bgr: bool = False) -> Iterator[Kind]:
         """Run images as they come and yield the results in order.
 
         One image is computed at a time, in a thread of its own, while the caller uses the last result and `images`
@@ -41,11 +42,11 @@ class Embedded(ABC):
             raise UsageError(f"look_ahead: {look_ahead!r} is none; give the number of images to take ahead, 1 or more")
         return _in_order(lambda image: self(image, bgr=bgr), images, look_ahead)
 
-    def batch(self, images: Iterable[Image], *, bgr: bool = False) -> list[Image]:
+    def batch(self, images: Iterable[Kind], *, bgr: bool = False) -> list[Kind]:
         """Run several images, of one size or of many, and return their results in order."""
         return list(self.stream(images, bgr=bgr))
 
-    async def acall(self, image: Image, *, bgr: bool = False) -> Image:
+    async def acall(self, image: Kind, *, bgr: bool = False) -> Kind:
         """Run an image in a thread, so that the event loop goes on: `result = await engine.acall(image)`.
 
         Calls awaited together run in the loop's default executor. Cancelling stops the waiting, not the computing.
@@ -75,7 +76,7 @@ def array_of(image: object) -> NDArray[Any]:
     )
 
 
-def swap_channels(image: Image) -> Image:
+def swap_channels(image: Kind) -> Kind:
     """Turn a numpy array [H, W, 3 or 4] from BGR to RGB or back, without a copy; [H, W] and one channel stay.
 
     Raises:
@@ -86,11 +87,11 @@ def swap_channels(image: Image) -> Image:
     if image.ndim != 3 or image.shape[2] < 3:
         return image
     colour = image[..., 2::-1]
-    return cast(Image, colour if image.shape[2] == 3 else np.concatenate([colour, image[..., 3:]], axis=2))
+    return cast(Kind, colour if image.shape[2] == 3 else np.concatenate([colour, image[..., 3:]], axis=2))
 
 
-def _in_order(call: Callable[[Image], Image], images: Iterable[Image], look_ahead: int) -> Iterator[Image]:
-    pending: deque[Future[Image]] = deque()
+def _in_order(call: Callable[[Kind], Kind], images: Iterable[Kind], look_ahead: int) -> Iterator[Kind]:
+    pending: deque[Future[Kind]] = deque()
     inputs = iter(images)
     with ThreadPoolExecutor(1, thread_name_prefix=THREAD_NAME) as pool:
         try:
@@ -104,7 +105,7 @@ def _in_order(call: Callable[[Image], Image], images: Iterable[Image], look_ahea
                 future.cancel()
 
 
-def _take(inputs: Iterator[Image], submit: Callable[[Image], Future[Image]], pending: deque[Future[Image]]) -> bool:
+def _take(inputs: Iterator[Kind], submit: Callable[[Kind], Future[Kind]], pending: deque[Future[Kind]]) -> bool:
     """Take one input; tell whether there may be more. What the iterator raises is due after the results before it."""
     try:
         pending.append(submit(next(inputs)))
@@ -112,7 +113,7 @@ def _take(inputs: Iterator[Image], submit: Callable[[Image], Future[Image]], pen
         return False
     # Put off, not swallowed: it is raised when its turn comes.
     except Exception as error:  # noqa: BLE001
-        failed: Future[Image] = Future()
+        failed: Future[Kind] = Future()
         failed.set_exception(error)
         pending.append(failed)
         return False
