@@ -12,6 +12,7 @@ from types import FrameType
 import click
 
 from tilefuse import __version__
+from tilefuse.cli_latents import classify, compress, decompress, reconstruct
 from tilefuse.errors import TilefuseError
 from tilefuse.interruptible import still_working
 
@@ -41,6 +42,7 @@ def cli() -> None:
 @click.option("--per-band", is_flag=True, help="Run each band as a gray image, however many there are.")
 @click.option("--compression", default="deflate", show_default=True, help="deflate, zstd or none: streamed TIFF.")
 @click.option("--pyramid", is_flag=True, help="Add reduced copies to a TIFF, for viewers of large images.")
+@click.option("--mask", default=None, metavar="M.png", help="Gray image, white where the image has holes to fill.")
 @click.option("--explain", is_flag=True, help="Print the plan of each image and why.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON event a line.")
 @click.option("--no-progress", is_flag=True, help="Show no progress bar.")
@@ -61,6 +63,7 @@ def run(
     per_band: bool,
     compression: str,
     pyramid: bool,
+    mask: str | None,
     explain: bool,
     as_json: bool,
     no_progress: bool,
@@ -85,6 +88,7 @@ def run(
         per_band=per_band,
         compression=compression,
         pyramid=pyramid,
+        mask=mask,
         explain=explain,
         as_json=as_json,
         show_progress=not no_progress and not as_json and sys.stderr.isatty(),
@@ -97,14 +101,33 @@ def run(
 @click.option("-n", "--count", default=16, show_default=True, type=click.IntRange(min=1), help="Images to draw.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the latents.")
 @click.option("--label", default=None, type=int, help="Class to draw, for conditional models; all in turn by default.")
+@click.option("--interpolate", default=None, metavar="A:B", help="A strip from seed A to seed B, in place of a sheet.")
 @click.option("-o", "--output", required=True, help="Image file of the contact sheet.")
 @click.option("--backend", default="auto", show_default=True, help="Backend to use (see doctor).")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
-def generate(model: str, count: int, seed: int, label: int | None, output: str, backend: str, overwrite: bool) -> None:
+def generate(
+    model: str,
+    count: int,
+    seed: int,
+    label: int | None,
+    interpolate: str | None,
+    output: str,
+    backend: str,
+    overwrite: bool,
+) -> None:
     """Draw images from random latents onto one sheet."""
     from tilefuse.commands.generate import generate_sheet
 
-    generate_sheet(model, output, count=count, seed=seed, label=label, backend=backend, overwrite=overwrite)
+    generate_sheet(
+        model,
+        output,
+        count=count,
+        seed=seed,
+        label=label,
+        interpolate=interpolate,
+        backend=backend,
+        overwrite=overwrite,
+    )
 
 
 @cli.command()
@@ -254,6 +277,10 @@ def stylise(
     )
 
 
+for command in (classify, reconstruct, compress, decompress):
+    cli.add_command(command)
+
+
 def main() -> None:
     """Run the command line; a named error becomes one line on standard error and its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
@@ -281,7 +308,7 @@ def _run_cli() -> None:
     except MemoryError:
         _fail("memory ran out; give --memory a budget, or a smaller --tile", OUT_OF_MEMORY)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; no unfinished output is left under its name", INTERRUPTED)
+        _fail("interrupted; nothing unfinished stands under an output's name; a streamed job goes on with --resume", INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output went away; nothing is left to say to it.
         sys.stderr.close()

@@ -16,6 +16,7 @@ from tilefuse.errors import ImageError
 MAGIC = b"\x89TFZ\r\n\x1a\n"
 VERSION = 1
 MAX_PIXELS = 500_000_000
+MAX_FILE_BYTES = 1 << 30
 MAX_LATENTS = 256
 LARGEST = 127
 SAMPLE_BITS = (8, 16, 32)
@@ -23,6 +24,7 @@ SAMPLE_BITS = (8, 16, 32)
 # Version, bits a sample, colour channels, reduction, latent channels, width, height, model, payload bytes and CRC-32.
 _FIELDS = struct.Struct("<HBBHHII32sQI")
 _CHECK = struct.Struct("<I")
+CODING = [{"id": lzma.FILTER_LZMA1, "preset": 6, "dict_size": 1 << 20, "lc": 0, "lp": 0, "pb": 0}]
 HEADER_BYTES = len(MAGIC) + _FIELDS.size + _CHECK.size
 
 
@@ -71,7 +73,7 @@ def encode_latents(header: LatentHeader, latents: NDArray[np.int8]) -> bytes:
         raise ImageError(f"the image has {problem}: a .tfz file can't hold it")
     if latents.shape != header.shape or latents.dtype != np.int8:
         raise ImageError(f"latents of {latents.shape} and {latents.dtype}; expected {header.shape} and int8")
-    payload = lzma.compress(_symbols(latents), lzma.FORMAT_RAW, filters=_filters(header))
+    payload = lzma.compress(latents.tobytes(), lzma.FORMAT_RAW, filters=CODING)
     fields = _FIELDS.pack(
         VERSION,
         header.sample_bits,
@@ -126,7 +128,7 @@ def decode_latents(data: bytes) -> tuple[LatentHeader, NDArray[np.int8]]:
     """
     header = read_header(data)
     size = int(np.prod(header.shape))
-    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(header))
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=CODING)
     try:
         symbols = decoder.decompress(memoryview(data)[HEADER_BYTES:], max_length=size + 1)
     except lzma.LZMAError as error:
@@ -134,18 +136,4 @@ def decode_latents(data: bytes) -> tuple[LatentHeader, NDArray[np.int8]]:
     if len(symbols) != size:
         more = "at least " if len(symbols) > size else ""
         raise ImageError(f"the payload holds {more}{len(symbols)} latents, the header declares {size}; the file is bad")
-    return header, _latents(symbols, header.shape)
-
-
-def _filters(_header: LatentHeader) -> list[dict[str, int]]:
-    return [
-        {"id": lzma.FILTER_LZMA1, "preset": 6 | lzma.PRESET_EXTREME, "dict_size": 1 << 20, "lc": 0, "lp": 0, "pb": 0}
-    ]
-
-
-def _symbols(latents: NDArray[np.int8]) -> bytes:
-    return latents.tobytes()
-
-
-def _latents(symbols: bytes, shape: tuple[int, int, int]) -> NDArray[np.int8]:
-    return np.frombuffer(symbols, np.int8).reshape(shape)
+    return header, np.frombuffer(symbols, np.int8).reshape(header.shape)

@@ -44,6 +44,7 @@ class RunOptions:
     value_range: tuple[float, float] | None = None
     per_band: bool = False
     compression: str = "deflate"
+    mask: str | None = None
     pyramid: bool = False
 
 
@@ -160,6 +161,7 @@ def _run_one(engine: Engine, pair: Pair, options: RunOptions, pixels: Pixels) ->
         per_band=options.per_band,
         value_range=options.value_range,
         compression=options.compression,
+        mask=options.mask,
         pyramid=options.pyramid,
     )
     pixels.advance(pair, 1.0)

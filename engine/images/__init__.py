@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tilefuse.images.outputs import FORMATS, check_output, output_format, replacing
+from tilefuse.images.outputs import FORMATS, check_output, check_writable, output_format, replacing
 from tilefuse.images.picture import Picture, picture_from_array, picture_from_pil, picture_to_array, picture_to_pil
 from tilefuse.images.quiet import quiet_decoders
 from tilefuse.images.reader import MAX_PIXELS, read_image
@@ -15,6 +15,7 @@ __all__ = [
     "Picture",
     "bleed",
     "check_output",
+    "check_writable",
     "keep_flat",
     "output_format",
     "picture_from_array",
