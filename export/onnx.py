@@ -23,7 +23,7 @@ from tilefuse.export.onnx_inputs import Signature, signature_of
 from tilefuse.export.onnx_metadata import describe, metadata_of
 from tilefuse.export.onnx_precision import overflowing, to_fp16
 from tilefuse.export.onnx_quantise import calibration_samples, quantise
-from tilefuse.export.onnx_trace import trace
+from tilefuse.export.onnx_trace import aligned, trace
 from tilefuse.export.onnx_verify import BARS, Check
 from tilefuse.images import replacing
 from tilefuse.importers.onnx_files import MAX_BYTES
@@ -139,7 +139,8 @@ def to_onnx(
         metadata = metadata_of(source, network.model, network.signature, channels, precision)
         describe(model, metadata)
         data = _written(model, stream)
-        span = network.model.value_range if network.gives_image else None
+        # A bare module does not say what black and white are to it.
+        span = None if isinstance(source, nn.Module) or not network.gives_image else network.model.value_range
         with exact_fp32():
             checks = onnx_verify.verify(data, network.run, samples, span, BARS[precision]) if verify else ()
     inputs, outputs = (
@@ -174,6 +175,8 @@ def _network(source: str | os.PathLike[str] | nn.Module) -> _Network:
     graph = model.graph
     if model.module is not None:
         run: Callable[..., Tensor] = model.module
+        if graph is None:
+            signature = aligned(model.module, signature)
     elif graph is not None:
 
         def run(*inputs: Tensor) -> Tensor:
@@ -211,7 +214,7 @@ def _fp32(network: _Network, opset: int) -> tuple[onnx.ModelProto, tuple[str, ..
         notes = ("written from the graph: the source is an ONNX file",)
         made = emit(model, network.signature, network.output, opset=opset)
     else:
-        made = trace(model.module, network.signature, network.output, opset=opset, aligned=model.graph is not None)
+        made = trace(model.module, network.signature, network.output, opset=opset)
         tidy(made, model.name)
         fold_batch_norm(made)
         reason = _uncapturable(made) if model.graph is not None else None

@@ -17,12 +17,13 @@ from tilefuse.export.checkpoints import bundled
 from tilefuse.export.onnx_inputs import Signature
 from tilefuse.importers.onnx_files import onnx_module
 from tilefuse.importers.onnx_metadata import PIXEL_RANGE, PIXEL_RANGES, PREFIX, VALUE_RANGE
+from tilefuse.jobs import MASKED_CHANNELS
 from tilefuse.model import Model
 
 if TYPE_CHECKING:
     import onnx
 
-_PIXEL_FORMATS = {1: "Gray8", 3: "Rgb8", 4: "Rgba8"}
+_PIXEL_FORMATS = {1: "Gray8", 3: "Rgb8"}
 _AXES = ("DATA_BATCH", "DATA_CHANNEL", "DATA_FEATURE", "DATA_FEATURE")
 
 
@@ -46,6 +47,8 @@ def metadata_of(
     found = {f"{PREFIX}{key}": value for key, value in ours.items() if value}
     if licence:
         found["model_license"] = licence
+    if model.image_channels == MASKED_CHANNELS:
+        found[f"{PREFIX}channels"] = "red,green,blue,mask"
     if channels:
         found[VALUE_RANGE] = f"{low:g},{high:g}"
         found["Image.ColorSpaceGamma"] = "SRGB"

@@ -60,7 +60,9 @@ def calibration_samples(signature: Signature, folder: str | os.PathLike[str] | N
     samples = []
     for seed, crop in enumerate(crops):
         drawn = signature.sample(1, crop.shape[2], crop.shape[3], seed=seed)
-        samples.append((*drawn[:place], crop, *drawn[place + 1 :]))
+        # What a picture has no channel for, a mask, stays as drawn.
+        image = torch.cat([crop, drawn[place][:, crop.shape[1] :].round()], 1)
+        samples.append((*drawn[:place], image, *drawn[place + 1 :]))
     held = samples[::HELD_OUT]
     return [sample for i, sample in enumerate(samples) if i % HELD_OUT], sorted(held, key=lambda s: s[0].numel())
 
@@ -125,6 +127,7 @@ def _crops(path: Path, signature: Signature, slot: Slot) -> Iterator[Tensor]:
     picture = read_image(path)
     pixels = picture.pixels.astype(np.float32) / picture.full_scale
     channels, *fixed = (size or 0 for size in slot.sizes)
+    channels = 1 if channels == 1 else 3
     if pixels.shape[2] != channels:
         pixels = pixels.mean(2, keepdims=True, dtype=np.float32).repeat(channels, 2)
     if slot.is_image:

@@ -27,33 +27,37 @@ ALIGNMENTS = (1, 2, 4, 8, 16)
 _LOGGERS = ("torch.onnx", "torch.fx.experimental", "torch._subclasses", "torch.export", "onnxscript")
 
 
-def trace(module: nn.Module, signature: Signature, output: str, *, opset: int, aligned: bool = True) -> onnx.ModelProto:
+def trace(module: nn.Module, signature: Signature, output: str, *, opset: int) -> onnx.ModelProto:
     """Export a module in eval mode; sizes are named batch, height and width, multiples as in `2*height`.
-
-    `aligned` says that the signature's alignment is known; else the usual ones are tried, smallest first.
 
     Raises:
         ExportError: the forward branches on data or size, runs at one size only, or uses an op ONNX has not; the
             message names it and says what to do.
     """
     with inference_mode_of(module), torch.no_grad(), _silence():
-        program = _program(module, signature, aligned)
-        model = _convert(program, signature, output, opset)
+        model = _convert(_program(module, signature), signature, output, opset)
     _name_sizes(model, signature)
     return model
 
 
-def _program(module: nn.Module, signature: Signature, aligned: bool) -> ExportedProgram:
-    if aligned:
-        return _traced(module, signature)
-    for alignment in ALIGNMENTS:
-        with suppress(ExportError):
-            return _traced(module, replace(signature, alignment=alignment))
-    # The error at any size is the one that says most.
-    return _traced(module, signature)
+def aligned(module: nn.Module, signature: Signature) -> Signature:
+    """Find what the edges must be multiples of, for a module of which no graph says it, by trying the usual numbers.
+
+    Raises:
+        ExportError: as `trace`.
+    """
+    with inference_mode_of(module), torch.no_grad(), _silence():
+        for alignment in ALIGNMENTS:
+            candidate = replace(signature, alignment=alignment)
+            with suppress(ExportError):
+                _program(module, candidate)
+                return candidate
+        # The error at any size is the one that says most.
+        _program(module, signature)
+    return signature
 
 
-def _traced(module: nn.Module, signature: Signature) -> ExportedProgram:
+def _program(module: nn.Module, signature: Signature) -> ExportedProgram:
     try:
         return torch.export.export(module, signature.traced(), dynamic_shapes=_open_sizes(signature), strict=False)
     except Exception as error:  # torch.export raises errors of many unrelated types
