@@ -1,4 +1,4 @@
-"""Initial weights with which an upscaler starts as a plain interpolation, so that it trains only what is better.
+"""Initial weights with which a network starts as a plain interpolation, so that it trains only what is better.
 
 The published networks predict the whole image from random weights, which takes them many thousand steps to get as far
 as an interpolation. Here three channels of each layer on the shortest way through the network copy the colours.
@@ -14,14 +14,18 @@ from tilefuse.export.generators.fsrcnn import FSRCNN
 from tilefuse.export.generators.rrdbnet import RRDBNet
 from tilefuse.export.generators.span import SPAN
 from tilefuse.export.generators.srresnet import SRResNet
+from tilefuse.export.generators.stylenet import ReflectedConv, TransformerNet
 
 BRANCH_GAIN = 0.1
+COLOURS = 3
+MIDDLE, CONTRAST = 0.5, 0.2
 
 
 def start_as_interpolation(network: nn.Module) -> None:
     """Changes the fresh weights of a network [N, C, H, W] -> [N, C, scale*H, scale*W] to those of an interpolation.
 
-    It is bilinear, or nearest for RRDBNet, which enlarges so itself. Other architectures stay as they are.
+    It is bilinear, or nearest for RRDBNet, which enlarges so itself, and for TransformerNet, which starts with the
+    image at a quarter of its resolution and of even contrast. Other architectures stay as they are.
     """
     start = STARTS.get(type(network))
     if start is not None:
@@ -90,12 +94,38 @@ def _start_rrdbnet(network: RRDBNet) -> None:
         _copy(conv, channels)
 
 
+def _start_stylenet(network: TransformerNet) -> None:
+    """Lets colours pass as pairs of a value and its negative, of which ReLU keeps one; the norms set their contrast."""
+    _pass_pairs(network.conv1, (1.0,), (1.0, -1.0))
+    for conv in (network.conv2, network.conv3, network.deconv1, network.deconv2):
+        _pass_pairs(conv, (1.0, -1.0), (1.0, -1.0))
+    _pass_pairs(network.deconv3, (1.0, -1.0), (CONTRAST * network.img_range,))
+    network.deconv3.conv2d.bias.fill_(MIDDLE * network.img_range)
+    for block in range(1, network.blocks + 1):
+        network.get_submodule(f"res{block}.in2").weight *= BRANCH_GAIN
+
+
+def _pass_pairs(conv: ReflectedConv, sources: tuple[float, ...], targets: tuple[float, ...]) -> None:
+    """Sums the colours of the sources, times their signs, into those of the targets; smoothed by 3x3 convolutions."""
+    weight, bias = conv.conv2d.weight, conv.conv2d.bias
+    kernel = weight.shape[2]
+    reach = 2.0 if kernel == 3 else 1.0
+    taps = torch.tensor([triangle((tap - kernel // 2) / reach) / reach for tap in range(kernel)])
+    weight[: COLOURS * len(targets)] = 0.0
+    bias[: COLOURS * len(targets)] = 0.0
+    for colour in range(COLOURS):
+        for row, target in enumerate(targets):
+            for column, source in enumerate(sources):
+                weight[row * COLOURS + colour, column * COLOURS + colour] = target * source * torch.outer(taps, taps)
+
+
 STARTS: Mapping[type[nn.Module], Callable[[nn.Module], None]] = {
     FSRCNN: _start_fsrcnn,
     EDSR: _start_edsr,
     SPAN: _start_span,
     SRResNet: _start_srresnet,
     RRDBNet: _start_rrdbnet,
+    TransformerNet: _start_stylenet,
 }
 
 

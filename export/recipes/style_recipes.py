@@ -2,7 +2,7 @@
 
 from tilefuse.export.recipes.stylisation import StyleRecipe
 
-SMALL = {"widths": (16, 32, 48), "blocks": 3, "img_range": 1.0}
+SMALL = {"widths": (16, 32, 48), "blocks": 3, "img_range": 20.0}
 
 STYLE_RECIPES: dict[str, StyleRecipe] = {
     f"style-{style}": StyleRecipe(
@@ -13,12 +13,12 @@ STYLE_RECIPES: dict[str, StyleRecipe] = {
         value_range=(0.0, 1.0),
         steps=steps,
         batch=2,
-        learning_rate=3e-3,
+        learning_rate=2e-3,
         average_decay=0.99,
         checkpoint_steps=250,
         style=style,
         style_weight=weight,
         patch=96,
     )
-    for style, weight, steps in (("mosaic", 150.0, 900), ("waves", 150.0, 900))
+    for style, weight, steps in (("mosaic", 40.0, 1200), ("waves", 30.0, 1200))
 }

@@ -14,6 +14,7 @@ from tilefuse.export.recipes.dataset import DataMix, Pool, build_pool
 from tilefuse.export.recipes.latent import LatentRecipe, descend, seeded, set_learning_rate
 from tilefuse.export.recipes.loop import update_average
 from tilefuse.export.recipes.photographs import MEASURED, VALIDATION, held_out_photograph
+from tilefuse.export.recipes.starts import start_as_interpolation
 from tilefuse.export.recipes.style_losses import (
     Texture,
     content_loss,
@@ -64,6 +65,7 @@ class StyleTrainer:
     def __init__(self, recipe: StyleRecipe, seed: int, device: torch.device) -> None:
         with seeded(seed):
             network = TransformerNet(**recipe.hyper_parameters)
+        start_as_interpolation(network)
         network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe, self.seed, self.device = recipe, seed, device
         self.modules = {"network": network, "average": deepcopy(network).requires_grad_(False)}
