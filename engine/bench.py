@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -93,14 +93,23 @@ class Bench:
         return asdict(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A row with the engine and the 8-bit result behind it; both None where the backend can't serve."""
+
+    row: Row
+    engine: Engine | None = None
+    result: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class _Subject:
     name: str
     engine: Engine
     call: Callable[[], NDArray[np.uint8]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _First:
     """The first call of a subject."""
 
@@ -125,20 +134,36 @@ def bench(
         ModelError: the model can't be loaded.
         UsageError: a backend or precision has no such name.
     """
-    names = list(registry.BACKENDS) if backends is None else [registry.get(name).name for name in backends]
+    names, wanted = checked_names(backends, precisions)
+    ceilings = measure_ceilings(wanted)
+    model = load(source).model
+    images = [None] if model.footprint is None else [_sample(model, size) for size in sizes]
+    rows = [
+        trial.row for image in images for trial in run_trials(source, image, names, wanted, rounds, ceilings=ceilings)
+    ]
+    return Bench(model.name, machine_name(), rounds, tuple(ceilings.values()), tuple(rows))
+
+
+def checked_names(
+    backends: Sequence[str] | None, precisions: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[Precision, ...]]:
+    """Return the names of backends (all when None) and of precisions.
+
+    Raises:
+        UsageError: there is no such name.
+    """
     for precision in precisions:
         if precision not in PRECISIONS:
             raise UsageError(f"precision: {precision!r} is none; give some of {', '.join(PRECISIONS)}")
+    names = registry.BACKENDS if backends is None else [registry.get(name).name for name in backends]
+    return tuple(names), cast(tuple[Precision, ...], tuple(precisions))
+
+
+def measure_ceilings(precisions: Sequence[Precision]) -> dict[Precision, Ceiling]:
+    """Measure the ceilings of fp32 and of every precision named."""
     # As the torch backend does when it compiles: a ceiling of fewer threads would be none.
     torch.set_num_threads(cpu_threads())
-    wanted = cast(Sequence[Precision], precisions)
-    ceilings = {precision: measure_ceiling(precision) for precision in dict.fromkeys([*wanted, "fp32"])}
-    # The torch backend in fp32 is the reference that every result is held against.
-    reference = load(source, backend="torch_eager", precision="fp32")
-    rows: list[Row] = []
-    for size in sizes if reference.model.footprint is not None else [None]:
-        rows += _measure(source, reference, size, names, wanted, rounds, ceilings)
-    return Bench(reference.model.name, machine_name(), rounds, tuple(ceilings.values()), tuple(rows))
+    return {precision: measure_ceiling(precision) for precision in dict.fromkeys([*precisions, "fp32"])}
 
 
 def machine_name() -> str:
@@ -146,68 +171,77 @@ def machine_name() -> str:
     return f"{cpu_name()}, {cpu_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
 
 
-def work_of(model: Model, size: tuple[int, int] | None) -> Work:
-    """Count what one call computes on an RGB image of (width, height), or on a batch of latents.
+def work_of(model: Model, image: NDArray[np.uint8] | None) -> Work:
+    """Count what one call computes on an image [H, W] or [H, W, C], or on a batch of latents when it is None.
 
     Both counts are of the whole image as one window: what tiling computes twice is not work done.
     """
     graph = model.graph
-    if size is None:
+    if image is None:
         if graph is None:
             return Work(DRAWN, 0, 0, None, None)
         shapes = graph.shapes(*input_shapes(graph, DRAWN, (0, 0)))
         drawn = shapes[graph.outputs[0]]
         return Work(DRAWN, 0, DRAWN * drawn[-2] * drawn[-1], flops(graph, shapes), traffic_bytes(graph, shapes))
-    width, height = size
+    height, width = image.shape[:2]
     found = model.geometry()
     out_h, out_w = found.output_size(height, width)
     if graph is None:
         return Work(1, width * height, out_w * out_h, None, None)
-    images = 3 if model.image_channels[0] == 1 else 1
+    images = 3 if model.image_channels[0] == 1 and image.ndim == 3 and image.shape[2] >= 3 else 1
     padded = found.y.padded(height, found.minimum_px), found.x.padded(width, found.minimum_px)
     shapes = graph.shapes(*input_shapes(graph, images, padded))
     return Work(1, width * height, out_w * out_h, flops(graph, shapes), traffic_bytes(graph, shapes))
 
 
-def _measure(
+def run_trials(
     source: Source,
-    reference: Engine,
-    size: tuple[int, int] | None,
-    names: Sequence[str],
+    image: NDArray[np.uint8] | None,
+    backends: Sequence[str],
     precisions: Sequence[Precision],
     rounds: int,
-    ceilings: dict[Precision, Ceiling],
-) -> list[Row]:
-    model = reference.model
-    work = work_of(model, size)
-    call = _caller(model, size)
+    *,
+    ceilings: Mapping[Precision, Ceiling],
+) -> list[Trial]:
+    """Run the default engine and each backend in each precision on an image, or on a batch of latents when it is None.
+
+    The fastest comes first, those that can't serve last.
+    """
+    # The torch backend in fp32 is the reference that every result is held against.
+    reference = load(source, backend="torch_eager", precision="fp32")
+    call = _caller(image)
     expected = call(reference)
-    shown = f"{DRAWN} latents" if size is None else f"{size[0]}x{size[1]}"
+    work = work_of(reference.model, image)
+    shown = f"{DRAWN} latents" if image is None else f"{image.shape[1]}x{image.shape[0]}"
     subjects: dict[str, _Subject] = {}
     firsts: dict[str, _First] = {}
-    refused: list[Row] = []
-    asked = [(DEFAULT, "auto", "auto"), *((f"{n} {p}", n, p) for n in names for p in precisions)]
+    refused: list[Trial] = []
+    asked = [(DEFAULT, "auto", "auto"), *((f"{n} {p}", n, p) for n in backends for p in precisions)]
     for name, backend, precision in asked:
         try:
             engine = load(source, backend=backend, precision=precision)
             subject = _Subject(name, engine, lambda engine=engine: call(engine))  # type: ignore[misc]
             firsts[name] = _first(subject.call)
         except (BackendError, CapacityError, DeviceError) as error:
-            refused.append(Row(name, backend, precision, shown, refused=str(error)))
+            refused.append(Trial(Row(name, backend, precision, shown, refused=str(error))))
         else:
             subjects[name] = subject
     seconds = interleave({n: s.call for n, s in subjects.items()}, rounds=rounds, drop_factor=DROP_FACTOR)
-    rows = [
-        _row(subjects[name], shown, work, firsts[name], Timing.of(taken), expected, ceilings, size)
-        for name, taken in seconds.items()
-    ]
-    return sorted(rows, key=lambda row: row.timing.median_s if row.timing else math.inf) + refused
+    trials = []
+    for name, taken in sorted(seconds.items(), key=lambda item: Timing.of(item[1]).median_s):
+        subject, first = subjects[name], firsts[name]
+        row = _row(subject, Row(name, "", "", shown), work, first, Timing.of(taken), expected, ceilings, image)
+        trials.append(Trial(row, subject.engine, first.result))
+    return trials + refused
 
 
-def _caller(model: Model, size: tuple[int, int] | None) -> Callable[[Engine], NDArray[np.uint8]]:
-    if size is None:
+def _sample(model: Model, size: tuple[int, int]) -> NDArray[np.uint8]:
+    return sample_picture(size[1], size[0], 1 if model.image_channels == (1, 3) else 3)
+
+
+def _caller(image: NDArray[np.uint8] | None) -> Callable[[Engine], NDArray[np.uint8]]:
+    if image is None:
         return lambda engine: engine.generate(DRAWN, seed=0)
-    image = sample_picture(size[1], size[0], 1 if model.image_channels == (1, 3) else 3)
     return lambda engine: engine(image)
 
 
@@ -219,15 +253,15 @@ def _first(call: Callable[[], NDArray[np.uint8]]) -> _First:
 
 def _row(
     subject: _Subject,
-    shown: str,
+    begun: Row,
     work: Work,
     first: _First,
     timing: Timing,
     expected: NDArray[np.uint8],
-    ceilings: dict[Precision, Ceiling],
-    size: tuple[int, int] | None,
+    ceilings: Mapping[Precision, Ceiling],
+    image: NDArray[np.uint8] | None,
 ) -> Row:
-    plan = None if size is None else subject.engine.plan(size[1], size[0])
+    plan = None if image is None else subject.engine.plan(*image.shape[:2])
     serving = subject.engine.serving
     backend, precision = (plan.backend, plan.precision) if plan else (serving.backend, serving.precision)
     seconds = timing.median_s
@@ -235,11 +269,10 @@ def _row(
     gbs = None if work.bytes is None else work.bytes / seconds / 1e9
     ceiling = ceilings.get(precision, ceilings["fp32"])
     quality = psnr(first.result, expected)
-    return Row(
-        name=subject.name,
+    return replace(
+        begun,
         backend=backend,
         precision=precision,
-        size=shown,
         windows=plan.windows if plan else 1,
         timing=timing,
         compile_s=max(0.0, first.seconds - seconds),

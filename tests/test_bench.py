@@ -132,7 +132,7 @@ def test_traffic_counts_every_value_a_node_reads_or_writes() -> None:
 
 def test_work_is_of_the_whole_image() -> None:
     model = load_model(ESPCN(2, features=(8, 4)))
-    work = work_of(model, (20, 10))
+    work = work_of(model, sample_picture(10, 20))
     assert (work.images, work.input_px, work.output_px) == (1, 200, 800)
     # Convolutions of 5, 3 and 3 pixels: 2 FLOPs a weight a pixel, and the pointwise layers.
     multiply_adds = 200 * (25 * 3 * 8 + 9 * 8 * 4 + 9 * 4 * 12)
@@ -141,8 +141,8 @@ def test_work_is_of_the_whole_image() -> None:
 
 
 def test_a_luma_network_works_thrice_on_a_colour_image() -> None:
-    work = work_of(load_model(FSRCNN(2, d=4, s=2, m=1)), (20, 10))
-    single = work_of(load_model(nn.Sequential(nn.Conv2d(1, 1, 1))), (20, 10))
+    work = work_of(load_model(FSRCNN(2, d=4, s=2, m=1)), sample_picture(10, 20))
+    single = work_of(load_model(nn.Sequential(nn.Conv2d(1, 1, 1))), sample_picture(10, 20))
     assert single.flops == 3 * 200 * 2
     assert work.output_px == 800
 
