@@ -99,7 +99,7 @@ def _judge(row: Row, launch: Launch, capability: int, multiplies: bool) -> Row:
         faults.append("a product without matrix instructions")
     if launch.pipelined and not row.async_copies:
         faults.append("a loop without pipelined loads")
-    if row.byte_stores and not launch.unaligned:
+    if row.byte_stores:
         faults.append(f"{row.byte_stores} byte-wide stores")
     return Row(**{**row.__dict__, "faults": tuple(faults)})
 

@@ -64,9 +64,11 @@ def pick_config(layer: Layer, x_dtype: torch.dtype, *, affine: bool, target: int
     if target >= 90 and x_dtype in HALVES and not affine and takes_tma(layer):
         if columns >= 128:
             return ConvConfig("tma", (8, 16), 128, block_k, warps=8, stages=3)
-        if columns > 32:
-            return ConvConfig("tma", (16, 16), 64, block_k, swap=True, warps=8 if target >= 100 else 4, stages=3)
-        return ConvConfig("tma", (8, 16), power_of_two(max(columns, 16)), block_k, warps=4, stages=4)
+        # A pixel shuffle's addresses take the registers that a wider tile would.
+        if columns > 32 and layer.spread == (1, 1):
+            return ConvConfig("tma", (16, 16), 64, block_k, swap=True, warps=8, stages=3)
+        block_n = power_of_two(max(columns, 16))
+        return ConvConfig("tma", (8, 16), block_n, block_k, warps=8 if block_n > 32 else 4, stages=3)
     block_n = 128 if columns >= 128 else power_of_two(max(columns, 16))
     stages = 2 if x_dtype in IMAGES or affine else 3
     # Before sm_90 accumulators and addresses share the registers that wgmma leaves free.

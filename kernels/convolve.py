@@ -115,7 +115,6 @@ def plan_launch(
     )
     columns = layer.weight.shape[1] // layer.groups
     blocks = -(-columns // config.block_n) * layer.groups
-    word = packing(out, layer)
     half_bits = emulated and torch.bfloat16 in (layer.weight.dtype,)
     (ay, by, cy), (ax, bx, cx) = (axis.start for axis in layer.axes)
     shared: dict[str, object] = {
@@ -134,7 +133,7 @@ def plan_launch(
         "KIND": epilogue.activation, "LAST": epilogue.activation_last,
         "CLAMP": epilogue.low is not None or epilogue.high is not None,
         "AFFINE": (epilogue.output_scale, epilogue.output_shift) != (1.0, 0.0),
-        "PACK": word, "BN": config.block_n, "BK": config.block_k,
+        "PACK": packing(out, layer), "BN": config.block_n, "BK": config.block_k,
         "UPCAST": half_bits, "BF16_BITS": emulated and out.dtype == torch.bfloat16,
     }  # fmt: skip
     names = ("value0", "scale0", "value1", "scale1", "low", "high", "out_scale", "out_shift")
@@ -145,7 +144,6 @@ def plan_launch(
         shared |= {f"r{i}_ptr": tensor, f"UP{i}": 0 if residual is None else residual.upsample}
         shared |= {f"r{i}{axis}": stride for axis, stride in zip("nhw", strides, strict=True)}
     pieces, exact = _shape_name(x, layer), layer.weight.dtype == torch.float32
-    unaligned = out.dtype == torch.uint8 and word == 1
     steps = layer.kernel[0] * layer.kernel[1] * -(-layer.inputs // config.block_k)
     if config.path == "tma":
         th, tw = config.tile
@@ -157,7 +155,6 @@ def plan_launch(
         grid = (n * -(-grid_h // th) * -(-grid_w // tw), blocks, layer.phases[0] * layer.phases[1])
         return Launch(
             f"conv2d_tma {pieces}", _conv2d_tma_kernel, grid, arguments, config.warps, config.stages, config, steps > 1,
-            unaligned=unaligned,
         )  # fmt: skip
     arguments = shared | {
         "x_ptr": x, "w_ptr": layer.weight,
@@ -179,7 +176,7 @@ def plan_launch(
     rows = layer.inputs * x.element_size() % 16 == 0 and not config.flat and x.dtype == layer.weight.dtype
     return Launch(
         f"{'depthwise' if depthwise else 'conv2d'} {pieces}", kernel, grid, arguments, config.warps, config.stages,
-        config, rows and steps > 1 and not prologue.is_affine and not depthwise, exact, unaligned,
+        config, rows and steps > 1 and not prologue.is_affine and not depthwise, exact,
     )  # fmt: skip
 
 
@@ -191,7 +188,11 @@ def describable(x: Tensor) -> bool:
 
 
 def packing(out: Tensor, layer: Layer) -> int:
-    """Give the number of neighbours stored as one word: 4 or 2 bytes, 2 halves of a pixel shuffle, else 1."""
+    """Give the number of neighbours stored as one word: 4 or 2 bytes, 2 halves of a pixel shuffle, else 1.
+
+    Bytes stored alone (1 where `out` is uint8: a pixel shuffle by 3, three channels at a width that 4 does not divide)
+    are right but slow; a kernel that copies whole rows, `image_store`, may be the faster way for them.
+    """
     size, (rows, columns) = out.element_size(), layer.spread
     if size > 2 or (size == 2 and rows * columns == 1) or layer.groups > 1:
         return 1

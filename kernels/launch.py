@@ -17,7 +17,6 @@ class Launch:
         config: what was picked, for reports.
         pipelined: whether its loop has loads that must be asynchronous (rows of at least 16 bytes, more than one step).
         exact: whether its products are true float32, which no matrix instruction computes.
-        unaligned: whether its bytes can't be stored as words, because rows of the image don't begin at whole ones.
     """
 
     name: str
@@ -29,9 +28,25 @@ class Launch:
     config: object = None
     pipelined: bool = False
     exact: bool = False
-    unaligned: bool = False
+
+    def key(self) -> tuple[object, ...]:
+        """Give what the compiled code depends on: two launches of one key compile to the same."""
+        each = tuple(_specialised(name, value) for name, value in self.arguments.items())
+        return id(self.kernel), self.warps, self.stages, each
 
     def run(self) -> None:
         """Launch the kernel on the current stream."""
         # The default of enable_fp_fusion changes in Triton 3.10; bit-identity needs one answer.
         self.kernel[self.grid](**self.arguments, num_warps=self.warps, num_stages=self.stages, enable_fp_fusion=True)
+
+
+def _specialised(name: str, value: object) -> object:
+    """Reduce an argument to what Triton specialises on; compile-time constants are written in capitals."""
+    if name.isupper() or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return "one" if value == 1 else (value % 16 == 0, value >= 2**31)
+    if isinstance(value, float):
+        return "float"
+    block = getattr(value, "block_shape", None)
+    return str(getattr(value, "dtype", type(value))), None if block is None else tuple(block)

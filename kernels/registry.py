@@ -1,0 +1,23 @@
+"""Every kernel the ahead-of-time gate compiles. A new kernel adds one line to `CASES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from tilefuse.kernels.conv_cases import conv_cases
+from tilefuse.kernels.launch import Launch
+from tilefuse.kernels.plain_cases import plain_cases
+
+# Each gives the launches, on meta tensors, that a compute capability (80, 90, 100) would run.
+CASES: tuple[Callable[[int], Iterator[Launch]], ...] = (conv_cases, plain_cases)
+
+
+def launches(target: int) -> Iterator[Launch]:
+    """Give every distinct launch for a compute capability: those that would compile to the same code once."""
+    seen = set[object]()
+    for cases in CASES:
+        for launch in cases(target):
+            key = launch.key()
+            if key not in seen:
+                seen.add(key)
+                yield launch
