@@ -13,7 +13,7 @@ import click
 
 from tilefuse import __version__
 from tilefuse.cli_latents import classify, compress, decompress, reconstruct
-from tilefuse.errors import TilefuseError
+from tilefuse.errors import TilefuseError, UsageError
 from tilefuse.interruptible import still_working
 
 INTERRUPTED, TERMINATED, OUT_OF_MEMORY = 130, 143, 5
@@ -198,15 +198,52 @@ def bench(
 
 
 @cli.command()
-@click.argument("recipe")
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Checkpoint.")
+@click.argument("model")
+@click.argument("image")
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="HTML file.")
+@click.option("--backends", default=None, metavar="A,B", help="Backends to compare; all by default.")
+@click.option("--precision", default="fp32,bf16", show_default=True, metavar="P,Q", help="Some of fp32, bf16, fp16.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1, 1000), help="Interleaved rounds.")
+@click.option("--overwrite", is_flag=True, help="Replace a report that exists.")
+def compare(
+    model: str, image: str, output: Path, backends: str | None, precision: str, rounds: int, overwrite: bool
+) -> None:
+    """Show what every backend makes of IMAGE: one HTML file with pictures, differences, speed and memory."""
+    from tilefuse.commands.compare import write_report
+
+    write_report(model, image, output, backends=backends, precisions=precision, rounds=rounds, overwrite=overwrite)
+    click.echo(f"{output}: open it in a browser")
+
+
+@cli.command()
+@click.argument("recipe", required=False)
+@click.option("-o", "--output", default=None, type=click.Path(dir_okay=False, path_type=Path), help="Checkpoint.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--steps", type=click.IntRange(min=1), default=None, help="Steps; the recipe's own by default.")
 @click.option("--seed", default=0, show_default=True, help="Seed of pictures, crops and weights.")
 @click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON line a step.")
-def train(recipe: str, output: Path, device: str, steps: int | None, seed: int, resume: bool, as_json: bool) -> None:
-    """Train a bundled model's recipe again."""
+@click.option("--evaluate", default=None, metavar="MODEL", help="Measure a bundled model, a checkpoint, or all.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line a step, or a model.")
+def train(
+    recipe: str | None,
+    output: Path | None,
+    device: str,
+    steps: int | None,
+    seed: int,
+    resume: bool,
+    evaluate: str | None,
+    as_json: bool,
+) -> None:
+    """Train a bundled model's recipe again, or measure with --evaluate what a model is worth on held-out data."""
+    if evaluate is not None:
+        if recipe is not None or output is not None:
+            raise UsageError("--evaluate trains nothing: leave out the recipe and -o")
+        from tilefuse.commands.evaluate import evaluate_models
+
+        evaluate_models(evaluate, as_json=as_json)
+        return
+    if recipe is None or output is None:
+        raise UsageError("name a recipe and the checkpoint to write: tilefuse train RECIPE -o model.safetensors")
     from tilefuse.commands.train import train_recipe
 
     train_recipe(recipe, output, device=device, steps=steps, seed=seed, resume=resume, as_json=as_json)
@@ -308,7 +345,10 @@ def _run_cli() -> None:
     except MemoryError:
         _fail("memory ran out; give --memory a budget, or a smaller --tile", OUT_OF_MEMORY)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; nothing unfinished stands under an output's name; a streamed job goes on with --resume", INTERRUPTED)
+        _fail(
+            "interrupted; nothing unfinished stands under an output's name; a streamed job goes on with --resume",
+            INTERRUPTED,
+        )
     except BrokenPipeError:
         # The reader of our output went away; nothing is left to say to it.
         sys.stderr.close()

@@ -45,13 +45,18 @@ class FlatRaster:
     def write(self, y: int, x: int, block: Array) -> None:
         """Store [h, w, bands] at (y, x). Raises CapacityError when the disk is full."""
         height, width, _ = block.shape
-        block = np.ascontiguousarray(block, self.dtype)
+        view = np.ascontiguousarray(block, self.dtype).data.cast("B")
+        # Rows of the raster's own width follow one another in the file.
+        rows, row_bytes = (1, len(view)) if width == self.shape[1] else (height, len(view) // height)
+        stride = self.shape[1] * self.shape[2] * self.dtype.itemsize
+        position = self._position(y, x)
         with disk_errors("the unfinished result"):
-            if width == self.shape[1]:
-                self._put(block.data.cast("B"), y, x)
-            else:
-                for row in range(height):
-                    self._put(block[row].data.cast("B"), y + row, x)
+            for row in range(rows):
+                part = view[row * row_bytes : (row + 1) * row_bytes]
+                written = os.pwrite(self.descriptor, part[: 1 << 30], position)
+                if written < row_bytes:
+                    self._put(part[written:], position + written)
+                position += stride
 
     def finish(self) -> None:
         """Flush to the disk."""
@@ -70,8 +75,8 @@ class FlatRaster:
                 raise ImageError(f"it ends in row {y} of {self.shape[0]}; the file is truncated, get a whole copy")
             done += count
 
-    def _put(self, view: memoryview, y: int, x: int) -> None:
-        position, done = self._position(y, x), 0
+    def _put(self, view: memoryview, position: int) -> None:
+        done = 0
         while done < len(view):
             done += os.pwrite(self.descriptor, view[done : done + (1 << 30)], position + done)
 
