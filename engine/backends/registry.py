@@ -9,6 +9,7 @@ comes last.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -18,6 +19,7 @@ from tilefuse.backends.ncnn import Ncnn
 from tilefuse.backends.onnxruntime import OnnxRuntime
 from tilefuse.backends.openvino import OpenVino
 from tilefuse.backends.torch_eager import TorchEager
+from tilefuse.backends.triton_fused import TritonFused
 from tilefuse.errors import UsageError
 from tilefuse.model import Model
 
@@ -27,11 +29,12 @@ _ORDER: tuple[Backend, ...] = (
     OnnxRuntime(),
     TorchEager(),
     Inductor(),
+    TritonFused(),
 )
 BACKENDS: Mapping[str, Backend] = MappingProxyType({backend.name: backend for backend in _ORDER})
 
 # cuDNN through torch needs no second copy of the weights and no further library on a CUDA device.
-_CUDA_FIRST = ("torch_eager", "inductor")
+_CUDA_FIRST = ("torch_eager", "inductor", "triton_fused")
 
 
 def get(name: str) -> Backend:
@@ -43,6 +46,12 @@ def get(name: str) -> Backend:
     if name not in BACKENDS:
         raise UsageError(f"there is no backend {name!r}; choose one of {', '.join(BACKENDS)}")
     return BACKENDS[name]
+
+
+def automatic() -> tuple[str, ...]:
+    """Names that `auto` may choose from: Triton's interpreter serves on a CPU, but only who names it wants it."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return tuple(name for name in BACKENDS if not (interpreted and name == "triton_fused"))
 
 
 def preference(model: Model, device: str, precision: Precision) -> list[tuple[str, str | None]]:
