@@ -1,0 +1,180 @@
+"""Running a program: its arena on a device, its calls bound to tensors, replayed as a CUDA graph where there is one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tilefuse.backends.library import check_inputs, failure
+from tilefuse.backends.pixels import Integers, check_pixels
+from tilefuse.backends.precision import exact_fp32
+from tilefuse.backends.triton.operations import logical
+from tilefuse.backends.triton.places import Operation, Place, Program
+from tilefuse.errors import BackendError
+from tilefuse.graph import Shape
+from tilefuse.kernels.image_load import image_load
+from tilefuse.kernels.image_store import FULL_SCALE, empty_pixels, image_store
+from tilefuse.kernels.tensors import INTERPRETED
+
+NAME = "triton_fused"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A call with its tensors."""
+
+    operation: Operation
+    reads: tuple[Tensor, ...]
+    writes: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Bindings:
+    """A program on a device: its arena, its calls, and the graph that replays them on a CUDA device.
+
+    Attributes:
+        graph: None on a CPU, where the calls run one after the other.
+        lock: held while the arena is in use; threads take turns.
+    """
+
+    program: Program
+    device: torch.device
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    calls: tuple[Bound, ...]
+    graph: Any
+    lock: Lock
+
+    def replay(self) -> None:
+        """Run every call on what lies in the inputs."""
+        if self.graph is not None:
+            self.graph.replay()
+        else:
+            _run(self.calls)
+
+
+def bind(program: Program, device: str) -> Bindings:
+    """Allocate a program's arena, copy its constants and capture its calls.
+
+    Raises:
+        MemoryError: the arena or the constants do not fit.
+        BackendError: a kernel refuses what it is given, or does not compile.
+    """
+    place = torch.device(device)
+    arena = torch.empty(program.arena_bytes, dtype=torch.uint8, device=place)
+
+    def tensor(view: Place) -> Tensor:
+        start = program.offsets[view.buffer] // view.dtype.itemsize
+        return arena.view(view.dtype).as_strided(view.shape, view.strides, start + view.offset)
+
+    calls = tuple(
+        Bound(call.operation.to(place), tuple(map(tensor, call.reads)), tuple(map(tensor, call.writes)))
+        for call in program.calls
+    )
+    inputs, outputs = tuple(map(tensor, program.inputs)), tuple(map(tensor, program.outputs))
+    graph = _capture(calls, place) if place.type == "cuda" else None
+    return Bindings(program, place, inputs, outputs, calls, graph, Lock())
+
+
+@dataclass(frozen=True, eq=False)
+class TritonSession:
+    """A program that takes and gives float32 tensors in the graph's axes, whatever their strides."""
+
+    bindings: Bindings
+    shapes: tuple[Shape, ...]
+
+    def run(self, *inputs: Tensor) -> list[Tensor]:
+        check_inputs(inputs, self.shapes)
+        bound = self.bindings
+        try:
+            with bound.lock, _on(bound.device):
+                for x, target in zip(inputs, bound.inputs, strict=True):
+                    image_load(_flat(_physical(x.detach().to(bound.device))), out=_flat(target))
+                bound.replay()
+                # Dense in the kernels' order: a channels_last result is no copy.
+                results = [torch.empty(place.shape, device=bound.device) for place in bound.outputs]
+                for result, source in zip(results, bound.outputs, strict=True):
+                    image_load(_flat(source), out=_flat(result))
+                # Where the inputs lie, the outputs do.
+                results = [result.to(inputs[0].device) for result in results]
+        except (RuntimeError, MemoryError) as error:
+            raise failure(NAME, error) from error
+        shapes = bound.program.output_shapes
+        return [logical(result, len(shape)) for result, shape in zip(results, shapes, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class TritonPixelSession:
+    """A program that takes and gives integer pixels as they lie in an image; the first and last kernels convert."""
+
+    bindings: Bindings
+    dtype: np.dtype[Any]
+
+    def run(self, pixels: Integers) -> tuple[Integers, bool]:
+        bound = self.bindings
+        (target,), (source,) = bound.inputs, bound.outputs
+        check_pixels(pixels, target.shape)
+        kind = torch.uint8 if self.dtype == np.uint8 else torch.uint16
+        full = FULL_SCALE[kind]
+        try:
+            with bound.lock, _on(bound.device):
+                image_load(torch.from_numpy(np.ascontiguousarray(pixels)).to(bound.device), 1 / full, out=target)
+                bound.replay()
+                flag = torch.zeros(1, dtype=torch.int32, device=bound.device)
+                n, h, w, c = source.shape
+                result = image_store(source, kind, out=empty_pixels((n, h, w, c), kind, bound.device), flag=flag)
+                return result.cpu().numpy(), not bool(flag.item())
+        except (RuntimeError, MemoryError) as error:
+            raise failure(NAME, error) from error
+
+
+def _run(calls: Sequence[Bound]) -> None:
+    for call in calls:
+        call.operation.run(call.reads, call.writes)
+
+
+def _capture(calls: Sequence[Bound], device: torch.device) -> Any:
+    """Run the calls once, so that every kernel is compiled, and record them."""
+    with torch.cuda.device(device), exact_fp32():
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            _run(calls)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            _run(calls)
+        torch.cuda.synchronize()
+    return graph
+
+
+@contextlib.contextmanager
+def _on(device: torch.device) -> Any:
+    """Make a device current, with fp32 that means fp32, and masked lanes of interpreted kernels silent."""
+    current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    silent = np.errstate(all="ignore") if INTERPRETED else contextlib.nullcontext()
+    with current, silent, exact_fp32():
+        yield
+
+
+def _physical(x: Tensor) -> Tensor:
+    """View a tensor with the axes it has in memory: images NHWC, vectors as images of one pixel."""
+    if x.ndim == 4:
+        return x.permute(0, 2, 3, 1)
+    return x[:, None, None] if x.ndim == 2 else x
+
+
+def _flat(x: Tensor) -> Tensor:
+    """View a value of other than four axes as one row of pixels; it is dense."""
+    if x.ndim == 4:
+        return x
+    if x.numel() and not x.is_contiguous():
+        raise BackendError(f"{NAME}: a value of the axes {list(x.shape)} is not dense; contiguous ones are accepted")
+    return x.reshape(1, 1, 1, -1)
