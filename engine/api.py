@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from tilefuse.backends import registry
 from tilefuse.backends.base import Precision, Session
-from tilefuse.backends.pixels import Integers, PixelSession, compile_pixels
+from tilefuse.backends.pixels import Integers, PixelSession
 from tilefuse.classification import Classification, classify
+from tilefuse.compiling import SessionKey, session_cache
 from tilefuse.embedding import Embedded, Kind, array_of, swap_channels
 from tilefuse.errors import BackendError
 from tilefuse.execute import Execution, Progress, Runner, execute
@@ -33,14 +33,16 @@ from tilefuse.images import (
     read_image,
 )
 from tilefuse.jobs import MASKED_CHANNELS, Job, assemble, holes_of, picture_jobs
-from tilefuse.machine import available_memory, cpu_threads
+from tilefuse.machine import available_memory
 from tilefuse.masks import Mask, MaskLike, mask_of
+from tilefuse.measurement import Subject
 from tilefuse.memory import ArrayReader, ArrayWriter, PixelReader, PixelWriter
 from tilefuse.model import Model
-from tilefuse.options import Options
-from tilefuse.planner import Plan, Request, Serving, input_shapes, plan
+from tilefuse.options import MEASURE_SECONDS, Options
+from tilefuse.planner import Plan, Request, Serving, plan
 from tilefuse.reconstruction import reconstruct
 from tilefuse.runners import FloatRunner, PixelRunner
+from tilefuse.selection import Choices
 from tilefuse.serving import choose
 from tilefuse.sessions import SessionCache
 from tilefuse.source import load_model
@@ -51,17 +53,6 @@ from tilefuse.tiling import Grid
 __all__ = ["Engine", "Report", "SessionKey", "load"]
 
 
-@dataclass(frozen=True)
-class SessionKey:
-    """What a compiled session is for."""
-
-    backend: str
-    images: int
-    window: tuple[int, int]
-    precision: Precision
-    dtype: str = "float32"
-
-
 @dataclass(frozen=True, eq=False)
 class Engine(Embedded):
     """A loaded model with a chosen backend. Immutable, and safe to call from many threads at once."""
@@ -69,11 +60,12 @@ class Engine(Embedded):
     model: Model
     options: Options
     candidates: tuple[Serving, ...]
+    choices: Choices
     _sessions: SessionCache[SessionKey]
 
     @property
     def serving(self) -> Serving:
-        """The backend of choice; the other candidates stand by for windows that it can't compile."""
+        """The backend predicted to be the fastest: what serves until a choice is measured."""
         return self.candidates[0]
 
     @property
@@ -96,7 +88,23 @@ class Engine(Embedded):
         Raises:
             CapacityError: it does not fit the memory budget.
         """
-        return self._plan(height, width, channels, np.dtype(dtype))[0]
+        serving = self.choices.look(self._subject(height, width, channels, dtype)).servings[0]
+        return self._plan(height, width, channels, np.dtype(dtype), serving)[0]
+
+    def warm(
+        self, height: int, width: int, *, channels: int = 3, dtype: str = "uint8", seconds: float | None = None
+    ) -> Plan:
+        """Measure who serves images of about height x width pixels best, record it, and return the plan.
+
+        Takes `seconds`, by default `measure_seconds` of `load`. From now on this engine, and engines that are loaded
+        later, serve such images so.
+
+        Raises:
+            ModelError: the network is no image-to-image network.
+            CapacityError: it does not fit the memory budget.
+        """
+        serving = self.choices.warm(self._subject(height, width, channels, dtype), seconds).servings[0]
+        return self._plan(height, width, channels, np.dtype(dtype), serving)[0]
 
     def __call__(self, image: Kind, *, mask: MaskLike | None = None, bgr: bool = False) -> Kind:
         """Run an image and return the same kind of thing.
@@ -212,6 +220,7 @@ class Engine(Embedded):
         mask: Mask | None = None,
     ) -> tuple[Picture, Plan, Execution]:
         """Run a picture: colour, then alpha; `mask` is true in holes."""
+        self.model.geometry()
         holes = holes_of(picture, self.model.image_channels, mask)
         made, grid, serving, jobs = self._settle(picture, holes)
         if on_plan is not None:
@@ -235,7 +244,8 @@ class Engine(Embedded):
         # With a mask, the network is given a copy.
         depth += 0 if holes is None else MASKED_CHANNELS[0]
         failed: list[str] = []
-        for serving in self.candidates:
+        subject = self._subject(picture.height, picture.width, picture.pixels.shape[2], picture.pixels.dtype.name)
+        for serving in self.choices.settle(subject).servings:
             with_reasons = replace(serving, why=(*serving.why, *failed))
             made, grid = self._plan(picture.height, picture.width, depth, picture.pixels.dtype, with_reasons)
             jobs = picture_jobs(picture, self.model.image_channels, grid.output, holes)
@@ -247,13 +257,16 @@ class Engine(Embedded):
                 return made, grid, serving, jobs
         raise BackendError("; ".join(failed))
 
-    def _plan(
-        self, height: int, width: int, depth: int, dtype: np.dtype[Any], serving: Serving | None = None
-    ) -> tuple[Plan, Grid]:
+    def _plan(self, height: int, width: int, depth: int, dtype: np.dtype[Any], serving: Serving) -> tuple[Plan, Grid]:
         out_h, out_w = self.footprint.output_size(height, width)
         image_bytes = (height * width + out_h * out_w) * depth * dtype.itemsize
-        images = 3 if self.model.image_channels[0] == 1 and depth >= 3 else 1
-        return plan(self.model, (images, height, width), image_bytes, self.request(), serving or self.serving)
+        size = (self._subject(height, width, depth, dtype.name).images, height, width)
+        return plan(self.model, size, image_bytes, self.request(), serving)
+
+    def _subject(self, height: int, width: int, depth: int, dtype: str) -> Subject:
+        self.model.geometry()
+        # A network of one channel sees each of an image's colours as an image.
+        return Subject(3 if self.model.image_channels[0] == 1 and depth >= 3 else 1, height, width, dtype)
 
     def session(
         self, serving: Serving, images: int, window: tuple[int, int], precision: Precision | None = None
@@ -263,7 +276,7 @@ class Engine(Embedded):
         Raises:
             BackendError: the backend can't compile it.
         """
-        key = SessionKey(serving.backend, images, window, precision or serving.precision)
+        key = SessionKey(serving.backend, images, window, precision or serving.precision, serving.threads)
         return cast(Session, self._sessions.get(key))
 
     def request(self) -> Request:
@@ -279,7 +292,7 @@ class Engine(Embedded):
         Raises:
             BackendError: the backend can't compile it.
         """
-        key = SessionKey(serving.backend, images, window, precision, dtype.name)
+        key = SessionKey(serving.backend, images, window, precision, serving.threads, dtype.name)
         return cast(PixelSession, self._sessions.get(key))
 
     def _run(self, job: Job, grid: Grid, serving: Serving, progress: Progress | None) -> Execution:
@@ -296,6 +309,7 @@ class Engine(Embedded):
             writer,
             exact=(lambda: self._runner(job, grid.window, serving, "fp32")) if reduced else None,
             progress=progress,
+            workers=serving.workers,
         )
 
     def _runner(self, job: Job, window: tuple[int, int], serving: Serving, precision: Precision) -> Runner[Any]:
@@ -320,6 +334,8 @@ def load(
     halo: int | str = "exact",
     schedule: str = "auto",
     memory: int | str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    measure_seconds: float = MEASURE_SECONDS,
 ) -> Engine:
     """Load a model and choose the backend that will run it.
 
@@ -332,35 +348,19 @@ def load(
         halo: exact, or a number of input pixels (the result may then be approximate).
         schedule: auto, whole or windows.
         memory: budget in bytes or as "2GiB"; half of the free memory when None.
+        cache_dir: where measured choices are kept; the user's cache when None (or TILEFUSE_CACHE_DIR).
+        measure_seconds: how long choosing may measure before a job that is large enough to repay it; 0 for never.
 
     Raises:
         ModelError: the model can't be loaded.
         UsageError: an option has no such value.
         BackendError: no backend can serve, each with its reason.
     """
-    options = Options.parse(device, backend, precision, tile, halo, schedule, memory)
+    options = Options.parse(device, backend, precision, tile, halo, schedule, memory, cache_dir, measure_seconds)
     model = load_model(source)
     candidates = choose(model, options)
-
-    def compile_session(key: SessionKey) -> Session | PixelSession:
-        if model.graph is not None:
-            shapes = input_shapes(model.graph, key.images, key.window)
-        else:
-            shapes = ((key.images, model.image_channels[0], *key.window),)
-        chosen, device = registry.get(key.backend), candidates[0].device
-        if key.dtype != "float32":
-            return compile_pixels(
-                chosen,
-                model,
-                shapes[0],
-                np.dtype(key.dtype),
-                device=device,
-                precision=key.precision,
-                threads=cpu_threads(),
-            )
-        return chosen.compile(model, shapes, device=device, precision=key.precision, threads=cpu_threads())
-
-    return Engine(model, options, candidates, SessionCache(compile_session))
+    choices = Choices(model, options, candidates)
+    return Engine(model, options, candidates, choices, session_cache(model, candidates[0].device))
 
 
 def _offset(progress: Progress, done: int, total: int) -> Progress:

@@ -13,10 +13,11 @@ FLOAT_BYTES = 4
 
 def flops(graph: Graph, shapes: Mapping[str, Shape]) -> int:
     """Count floating-point operations: two a multiply-add, one a pointwise element."""
-    return sum(_node_flops(node, shapes) for node in graph.nodes)
+    return sum(node_flops(node, shapes) for node in graph.nodes)
 
 
-def _node_flops(node: Node, shapes: Mapping[str, Shape]) -> int:
+def node_flops(node: Node, shapes: Mapping[str, Shape]) -> int:
+    """Count the operations of one node."""
     elements = prod(shapes[node.output])
     op = node.op.members[0] if isinstance(node.op, Fused) else node.op
     extra = elements * (len(node.op.members) - 1) if isinstance(node.op, Fused) else 0

@@ -13,9 +13,12 @@ from tilefuse.errors import UsageError
 from tilefuse.execute import Progress
 from tilefuse.images import MAX_PIXELS, Picture, check_output, write_image
 from tilefuse.interruptible import run_interruptibly
+from tilefuse.journal import Header
 from tilefuse.masks import Mask
-from tilefuse.planner import Plan
+from tilefuse.measurement import Subject
+from tilefuse.planner import Plan, Serving
 from tilefuse.storage import is_raster_name, probe
+from tilefuse.storage.base import RasterInfo
 from tilefuse.streaming_run import Network, StreamJob, run_streamed
 
 if TYPE_CHECKING:
@@ -112,12 +115,11 @@ def _run_streamed(
     engine: Engine, job: StreamJob, progress: Progress | None, on_plan: Callable[[Plan], None] | None
 ) -> Report:
     started = time.perf_counter()
-    serving = engine.serving
     network = Network(
         engine.model,
-        serving,
-        lambda window, precision: engine.session(serving, 1, window, precision),
-        lambda window, dtype, precision: engine.pixel_session(serving, 1, window, dtype, precision),
+        lambda info, begun: _serving(engine, info, begun),
+        lambda serving, window, precision: engine.session(serving, 1, window, precision),
+        lambda serving, window, dtype, precision: engine.pixel_session(serving, 1, window, dtype, precision),
     )
     done = run_interruptibly(
         lambda cancelled: run_streamed(
@@ -136,3 +138,14 @@ def _run_streamed(
         notes=done.notes,
         resumed=done.resumed,
     )
+
+
+def _serving(engine: Engine, info: RasterInfo, begun: Header | None) -> Serving:
+    """Choose who serves a raster; a job that is gone on with stays with who began it, where that may still serve."""
+    dtype = info.dtype.name if info.value_range is None and info.dtype.kind == "u" else "float32"
+    subject = Subject(1, info.height, info.width, dtype)
+    if begun is None:
+        return engine.choices.settle(subject).servings[0]
+    servings = (*engine.choices.look(subject).servings, *engine.candidates)
+    backend, precision = begun.get("backend", "").partition(" ")[0], begun.get("precision")
+    return next((s for s in servings if (s.backend, s.precision) == (backend, precision)), servings[0])

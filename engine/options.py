@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast
+
+from platformdirs import user_cache_path
 
 from tilefuse.errors import UsageError
 from tilefuse.machine import parse_bytes
 from tilefuse.planner import Request
+
+CACHE_VARIABLE = "TILEFUSE_CACHE_DIR"
+# How long choosing may measure.
+MEASURE_SECONDS = 10.0
 
 PrecisionPolicy = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for, with every value known to exist; `request` is what the planner reads of it."""
+    """What the user asked for, with every value known to exist; `request` is what the planner reads of it.
+
+    `measure_seconds` is how long choosing may measure, 0 for never; `cache_dir` is where choices are recorded.
+    """
 
     device: str
     backend: str
     precision: PrecisionPolicy
     request: Request
+    cache_dir: Path
+    measure_seconds: float = MEASURE_SECONDS
 
     @classmethod
     def parse(
@@ -32,6 +46,8 @@ class Options:
         halo: int | str,
         schedule: str,
         memory: int | str | None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        measure_seconds: float = MEASURE_SECONDS,
     ) -> Options:
         """Check the options of `load`.
 
@@ -57,7 +73,23 @@ class Options:
             memory=0 if memory is None else parse_bytes(memory),
             windows_only=schedule == "windows",
         )
-        return cls(device, backend, cast(PrecisionPolicy, precision), request)
+        if not 0 <= measure_seconds < math.inf:
+            raise UsageError(f"measure_seconds: {measure_seconds} is no time; give seconds, 0 for never")
+        return cls(device, backend, cast(PrecisionPolicy, precision), request, cache_folder(cache_dir), measure_seconds)
+
+
+def cache_folder(asked: str | os.PathLike[str] | None) -> Path:
+    """Return the folder that choices are recorded in: the one asked for, TILEFUSE_CACHE_DIR, or the user's cache.
+
+    Raises:
+        UsageError: the name is empty.
+    """
+    named = os.environ.get(CACHE_VARIABLE) if asked is None else os.fspath(asked)
+    if named is not None:
+        if not named:
+            raise UsageError(f"cache_dir (or {CACHE_VARIABLE}): the name is empty; give a folder")
+        return Path(named) / "verdicts"
+    return user_cache_path("tilefuse", appauthor=False) / "verdicts"
 
 
 def _pixels(option: str, value: int | str, word: str) -> int | None:

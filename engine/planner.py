@@ -62,6 +62,8 @@ class Plan:
     peak_bytes: int
     memory_bytes: int
     why: tuple[str, ...]
+    workers: int = 1
+    seconds: float | None = None
 
     @property
     def schedule(self) -> str:
@@ -76,31 +78,49 @@ class Plan:
             f"image     {self.width}x{self.height} -> {self.output_width}x{self.output_height} (x{self.scale})",
             f"backend   {self.backend} on {self.device}, {self.precision}",
             f"tiles     {tiling}, {'exact' if self.exact else 'approximate'}",
-            f"work      {self.flops / 1e9:.1f} GFLOP",
+            f"work      {self.flops / 1e9:.1f} GFLOP{'' if self.seconds is None else f', about {self.seconds:.3g} s'}",
             f"memory    {format_bytes(self.peak_bytes)} estimated of {format_bytes(self.memory_bytes)} allowed",
         ]
         return "\n".join([*lines, *(f"why       {reason}" for reason in self.why)])
 
 
 @dataclass(frozen=True)
+class Timed:
+    """A recorded measurement: a window of `window_px` input pixels, of a tile, took `seconds`."""
+
+    tile: int
+    window_px: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Serving:
-    """The backend the plan is made for, and why it was chosen."""
+    """The backend the plan is made for, and why it was chosen.
+
+    It runs `workers` windows at once with `threads` on each (0: all of the machine's). `timed` is what was measured of
+    it, empty before; `memory_factor` what it holds for each byte of live activations.
+    """
 
     backend: str
     device: str
     precision: Precision
     why: tuple[str, ...]
+    threads: int = 0
+    workers: int = 1
+    timed: tuple[Timed, ...] = ()
+    memory_factor: float = BACKEND_FACTOR
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A grid with what it costs."""
+class Layout:
+    """A grid with what it costs: `seconds` where they were measured, else `cost` in pixels of computation."""
 
     grid: Grid
     tile: int
     flops: int
     peak_bytes: int
     cost: float
+    seconds: float | None = None
 
 
 def plan(
@@ -135,15 +155,22 @@ def plan(
     elif whole_only:
         tiles = (0,)
     else:
-        tiles = [t for t in tiles if t < max(height, width)] or tiles[-1:]
-    candidates = [_candidate(model, height, width, tile, image_bytes, request.halo_px, held_per_px) for tile in tiles]
+        measured_tiles = [timed.tile for timed in serving.timed if timed.tile or not request.windows_only]
+        tiles = [t for t in (*tiles, *measured_tiles) if t < max(height, width)] or tiles[-1:]
+
+    candidates = [
+        _layout(model, size, tile, image_bytes, request.halo_px, held_per_px, serving) for tile in dict.fromkeys(tiles)
+    ]
     if request.windows_only:
         candidates = [c for c in candidates if len(c.grid) > 1] or candidates
-    fitting = [c for c in candidates if c.peak_bytes <= request.memory]
+    measured = [c for c in candidates if c.seconds is not None] or candidates
+    # What was measured goes before what is only estimated, and what fits before both.
+    fitting = [c for c in measured if c.peak_bytes <= request.memory]
+    fitting = fitting or [c for c in candidates if c.peak_bytes <= request.memory]
     if not fitting:
         least = min(candidates, key=lambda c: c.peak_bytes)
         raise CapacityError(_does_not_fit(footprint, request, least, whole_only))
-    best = min(fitting, key=lambda c: c.cost)
+    best = min(fitting, key=lambda c: c.cost if c.seconds is None else c.seconds)
     why = [*serving.why, _why_tile(best, candidates, request, footprint, whole_only)]
     halo_px = footprint.halo if request.halo_px is None else request.halo_px
     exact = (
@@ -172,6 +199,8 @@ def plan(
         peak_bytes=best.peak_bytes,
         memory_bytes=request.memory,
         why=tuple(why),
+        workers=min(serving.workers, len(best.grid)),
+        seconds=best.seconds,
     )
     return made, best.grid
 
@@ -182,9 +211,16 @@ def input_shapes(graph: Graph, batch: int, window: tuple[int, int]) -> tuple[Sha
     return tuple(tuple(free[i] if s is None else s for i, s in enumerate(spec.shape)) for spec in graph.inputs)
 
 
-def _candidate(
-    model: Model, height: int, width: int, tile: int, image_bytes: int, halo_px: int | None, held_per_px: float
-) -> Candidate:
+def _layout(
+    model: Model,
+    size: tuple[int, int, int],
+    tile: int,
+    image_bytes: int,
+    halo_px: int | None,
+    held_per_px: float,
+    serving: Serving,
+) -> Layout:
+    _, height, width = size
     cut = grid(height, width, tile, model.geometry(), halo_px)
     live = weights = work = 0
     # Of a model that could not be captured nothing is known but that it sees the whole image.
@@ -196,11 +232,18 @@ def _candidate(
     window_px = cut.window[0] * cut.window[1]
     slowdown = CACHE_MISS_FACTOR if live > cache_bytes() else 1.0
     cost = len(cut) * (window_px * slowdown + WINDOW_OVERHEAD_PX)
-    peak_bytes = int(BACKEND_FACTOR * live + held_per_px * window_px) + weights + image_bytes
-    return Candidate(cut, tile, work, peak_bytes, cost)
+    at_once = min(serving.workers, len(cut))
+    peak_bytes = int(at_once * (serving.memory_factor * live + held_per_px * window_px)) + weights + image_bytes
+    return Layout(cut, tile, work, peak_bytes, cost, _measured_seconds(serving, tile, len(cut), window_px))
 
 
-def _why_tile(best: Candidate, all_: Sequence[Candidate], request: Request, footprint: Footprint, whole: bool) -> str:
+def _measured_seconds(serving: Serving, tile: int, windows: int, window_px: int) -> float | None:
+    """Estimate an image from what was measured of its tile; other images have windows of other sizes."""
+    timed = next((t for t in serving.timed if t.tile == tile), None)
+    return None if timed is None else windows * timed.seconds * window_px / timed.window_px
+
+
+def _why_tile(best: Layout, all_: Sequence[Layout], request: Request, footprint: Footprint, whole: bool) -> str:
     if request.tile is not None:
         return f"tile {best.tile}: as asked"
     if whole:
@@ -210,10 +253,11 @@ def _why_tile(best: Candidate, all_: Sequence[Candidate], request: Request, foot
     too_large = sum(1 for c in all_ if c.peak_bytes > request.memory)
     chosen = "whole image" if len(best.grid) == 1 else f"tile {best.tile}"
     refused = f"; {too_large} of {len(all_)} sizes do not fit the memory" if too_large else ""
-    return f"{chosen}: least estimated time, {computed:.2f}x the image's pixels are computed{refused}"
+    how = "least estimated time" if best.seconds is None else "least measured time"
+    return f"{chosen}: {how}, {computed:.2f}x the image's pixels are computed{refused}"
 
 
-def _does_not_fit(footprint: Footprint, request: Request, least: Candidate, whole_only: bool) -> str:
+def _does_not_fit(footprint: Footprint, request: Request, least: Layout, whole_only: bool) -> str:
     needs = f"needs about {format_bytes(least.peak_bytes)} and {format_bytes(request.memory)} is allowed"
     where = f"{least.grid.width}x{least.grid.height} as "
     where += "one window" if len(least.grid) == 1 else f"windows of {least.grid.window[1]}x{least.grid.window[0]}"

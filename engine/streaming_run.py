@@ -62,12 +62,15 @@ class StreamJob:
 
 @dataclass(frozen=True)
 class Network:
-    """The network: `floats` compiles it for float windows of one image, `pixels` for windows of integers."""
+    """The network: `floats` compiles it for float windows of one image, `pixels` for windows of integers.
+
+    `choose` says who serves a raster, given what the journal to go on with was begun with.
+    """
 
     model: Model
-    serving: Serving
-    floats: Callable[[tuple[int, int], Precision], Session]
-    pixels: Callable[[tuple[int, int], np.dtype[Any], Precision], PixelSession]
+    choose: Callable[[RasterInfo, Header | None], Serving]
+    floats: Callable[[Serving, tuple[int, int], Precision], Session]
+    pixels: Callable[[Serving, tuple[int, int], np.dtype[Any], Precision], PixelSession]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +79,7 @@ class Work:
 
     job: StreamJob
     network: Network
+    serving: Serving
     files: JobFiles
     reader: RasterReader
     info: RasterInfo
@@ -130,12 +134,13 @@ def run_streamed(
             # The windows of the first try, whatever memory there is now: only then are all samples the same.
             request = replace(request, tile=int(recorded.get("tile", "0")))
         planes = _named(job, lambda: split_bands(info, network.model.image_channels, per_band=job.per_band))
+        serving = network.choose(info, recorded)
         made, grid = plan(
             network.model,
             (len(planes.groups), info.height, info.width),
             cache_bytes + min(_ENCODER_BYTES, request.memory // 4),
             request,
-            network.serving,
+            serving,
             planes.held_bytes_per_px(network.model.geometry().scale, info.dtype.itemsize),
         )
         result = _result_info(info, planes, made, job)
@@ -145,7 +150,7 @@ def run_streamed(
         header = _header(job, network, made, planes, cancelled)
         with disk_errors("the journal"):
             journal = Journal(files.journal)
-        work = Work(job, network, files, reader, info, result, planes, made, grid, cancelled)
+        work = Work(job, network, serving, files, reader, info, result, planes, made, grid, cancelled)
         try:
             return _run(work, journal, header, progress)
         finally:
@@ -192,7 +197,7 @@ def _compute(
     work: Work, raster: FlatRaster, journal: Journal, done: Collection[int], progress: Progress | None
 ) -> Execution:
     """Run the windows that are not done."""
-    grid, network = work.grid, work.network
+    grid = work.grid
 
     def advanced(count: int, _: int) -> None:
         if work.cancelled():
@@ -207,7 +212,7 @@ def _compute(
     else:
         reader = RasterWindows(work.reader, work.info, work.planes)
         writer = RasterCores(finished, work.reader, work.info, work.planes)
-    precision = network.serving.precision
+    precision = work.serving.precision
     try:
         execution = _named(
             work.job,
@@ -219,6 +224,7 @@ def _compute(
                 exact=None if precision == "fp32" else lambda: _runner(work, "fp32"),
                 progress=advanced,
                 windows=[index for index in range(len(grid)) if index not in done],
+                workers=work.plan.workers,
             ),
         )
         finished.flush()
@@ -230,8 +236,8 @@ def _compute(
 def _runner(work: Work, precision: Precision) -> Runner[Any]:
     window, network = work.grid.window, work.network
     if work.planes.are_pixels(work.info):
-        return PixelRunner(network.pixels(window, work.info.dtype, precision))
-    return FloatRunner(network.floats(window, precision), one_by_one=True)
+        return PixelRunner(network.pixels(work.serving, window, work.info.dtype, precision))
+    return FloatRunner(network.floats(work.serving, window, precision), one_by_one=True)
 
 
 def _check_names(job: StreamJob, files: JobFiles) -> None:

@@ -31,6 +31,12 @@ def hear_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep choices that this machine's user has recorded out of the tests, and those of the tests out of there."""
+    os.environ["TILEFUSE_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def assert_close() -> Compare:
     """Return a check that two tensors agree in shape, in largest and in rms difference."""

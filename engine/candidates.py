@@ -1,0 +1,113 @@
+"""What may serve a model: a backend, a precision, threads and a tile; which of them are worth measuring."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+from tilefuse.backends import registry
+from tilefuse.backends.base import Precision
+from tilefuse.cost import peak_live_bytes
+from tilefuse.errors import UsageError
+from tilefuse.machine import cache_bytes, has_bf16
+from tilefuse.model import Model
+from tilefuse.planner import TILE_CANDIDATES, input_shapes
+from tilefuse.tiling import grid
+
+BACKENDS_VARIABLE = "TILEFUSE_BACKENDS"
+# These compute in Python's caller, one call beside another; ncnn's binding keeps Python's lock, torch shares one pool.
+_PARALLEL = ("openvino", "onnxruntime")
+_REDUCED: tuple[Precision, ...] = ("bf16",)
+# Windows that compute more than this share of the image's own pixels gain nothing that a cache could give back.
+_MOST_OVERLAP = 1.6
+_TILES = 3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to run an image: `workers` windows of `tile` pixels at once (0: the whole image), `threads` on each."""
+
+    backend: str
+    precision: Precision
+    threads: int
+    workers: int = 1
+    tile: int = 0
+
+    def __str__(self) -> str:
+        tile = f"tile {self.tile}" if self.tile else "whole image"
+        threads = f"{self.workers} x {self.threads}" if self.workers > 1 else str(self.threads)
+        return f"{self.backend} {self.precision}, {tile}, {threads} thread{'s' if threads != '1' else ''}"
+
+
+def allowed_backends(forced: str) -> tuple[str, ...]:
+    """Name the backends that may serve: the forced one, those in TILEFUSE_BACKENDS, or all.
+
+    Raises:
+        UsageError: one of the names is no backend's.
+    """
+    if forced != "auto":
+        return (registry.get(forced).name,)
+    listed = os.environ.get(BACKENDS_VARIABLE, "")
+    names = tuple(name.strip() for name in listed.split(",") if name.strip())
+    for name in names:
+        if name not in registry.BACKENDS:
+            raise UsageError(
+                f"{BACKENDS_VARIABLE}={listed}: there is no backend {name!r}; list some of "
+                f"{', '.join(registry.BACKENDS)}"
+            )
+    return names or registry.automatic()
+
+
+def precisions(policy: str, dtype: str, device: str) -> tuple[Precision, ...]:
+    """Name the precisions to try: reduced ones only for 8-bit images, where the machine has arithmetic for them."""
+    match policy:
+        case "fp32":
+            return ("fp32",)
+        case "bf16":
+            return ("bf16",)
+        case "fp16":
+            return ("fp16",)
+    if dtype != "uint8":
+        return ("fp32",)
+    if device.startswith("cuda"):
+        return ("fp32", "bf16", "fp16")
+    return ("fp32", *_REDUCED) if has_bf16() else ("fp32",)
+
+
+def thread_splits(backend: str, threads: int) -> tuple[tuple[int, int], ...]:
+    """List (workers, threads of each) that make sense: all threads on one window, and one window for each thread."""
+    if threads == 1 or backend not in _PARALLEL:
+        return ((1, threads),)
+    return ((1, threads), (threads, 1))
+
+
+def tiles(model: Model, height: int, width: int) -> tuple[int, ...]:
+    """List tile sizes worth measuring for an image, the whole image first, then those that stay in the cache.
+
+    The largest tile whose activations fit the last-level cache comes first of these, then smaller ones.
+    """
+    found = model.geometry()
+    if model.graph is None or found.global_ops:
+        return (0,)
+    fitting: list[int] = []
+    for tile in (t for t in TILE_CANDIDATES if t < max(height, width)):
+        cut = grid(height, width, tile, found)
+        window_px = cut.window[0] * cut.window[1]
+        computed = len(cut) * window_px / (height * width)
+        if len(cut) == 1 or computed > _MOST_OVERLAP:
+            continue
+        live = peak_live_bytes(model.graph, model.graph.shapes(*input_shapes(model.graph, 1, cut.window)))
+        if live <= 2 * cache_bytes():
+            fitting.append(tile)
+    return (0, *_spread(fitting, _TILES))
+
+
+def _spread(values: Sequence[int], count: int) -> list[int]:
+    """Pick values about a factor of sqrt(2) or more apart, from the largest down."""
+    picked: list[int] = []
+    for value in values:
+        if not picked or value <= picked[-1] / sqrt(2):
+            picked.append(value)
+    return picked[:count]

@@ -1,0 +1,81 @@
+"""Predict how long a backend takes from the graph's arithmetic and traffic: an order to try, never a measurement.
+
+The rates are of one AVX-512 core, read off SRVGGNetCompact 64x16 at 128x128 and ESPCN at 256x256; only their ratios
+decide the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+from tilefuse.backends.base import Precision
+from tilefuse.cost import node_flops
+from tilefuse.graph import Graph, Node, Shape
+from tilefuse.model import Model
+from tilefuse.ops import Conv2d, Fused
+from tilefuse.planner import input_shapes
+
+# GFLOP/s of one core in fp32.
+_RATES = {"ncnn": 110.0, "openvino": 110.0, "onnxruntime": 95.0, "torch_eager": 65.0, "inductor": 105.0}
+_REDUCED_GAIN = {"openvino": 1.9, "torch_eager": 1.7, "inductor": 1.9}
+# A Winograd convolution F(4, 3) multiplies a quarter as often; transforming the tiles takes half of that back.
+_WINOGRAD_GAIN = 2.1
+_WINOGRAD_CHANNELS = 16
+# GB/s of one core, and the share of values that a backend passes on through memory.
+_BANDWIDTH = 8.0
+_TRAFFIC = {"ncnn": 0.6, "openvino": 0.5, "onnxruntime": 0.6, "torch_eager": 1.0, "inductor": 0.5}
+# Libraries that compile code for the model, seconds for each of its layers.
+_COMPILE_PER_NODE = {"inductor": 1.0, "openvino": 0.02, "onnxruntime": 0.005, "ncnn": 0.005, "torch_eager": 0.001}
+_DEFAULT_RATE, _DEFAULT_TRAFFIC = 60.0, 1.0
+
+
+def predicted_seconds(model: Model, backend: str, precision: Precision, shapes: Sequence[Shape], threads: int) -> float:
+    """Estimate one run at the given input shapes; infinite for a model whose graph is unknown."""
+    if model.graph is None:
+        return float("inf")
+    sizes = model.graph.shapes(*shapes)
+    work = sum(_effective_flops(node, sizes, backend) for node in model.graph.nodes)
+    gain = 1.0 if precision == "fp32" else _REDUCED_GAIN.get(backend, 1.5)
+    arithmetic = work / (_RATES.get(backend, _DEFAULT_RATE) * gain * 1e9)
+    itemsize = 4 if precision == "fp32" else 2
+    traffic = itemsize * _TRAFFIC.get(backend, _DEFAULT_TRAFFIC) * _moved(model.graph, sizes)
+    return (arithmetic + traffic / (_BANDWIDTH * 1e9)) / max(1, threads)
+
+
+def predicted_image_seconds(
+    model: Model, backend: str, precision: Precision, size: tuple[int, int, int], threads: int
+) -> float:
+    """Estimate images of `size` (images, height, width) from a patch, so that large ones cost nothing to estimate."""
+    if model.graph is None or model.footprint is None:
+        return float("inf")
+    found = model.footprint
+    images, height, width = size
+    patch = tuple(axis.padded(min(edge, 256), found.minimum_px) for axis, edge in ((found.y, height), (found.x, width)))
+    shapes = input_shapes(model.graph, 1, (patch[0], patch[1]))
+    seconds = predicted_seconds(model, backend, precision, shapes, threads)
+    return seconds * images * max(1.0, height * width / (patch[0] * patch[1]))
+
+
+def predicted_compile_seconds(model: Model, backend: str) -> float:
+    """Estimate how long compiling takes."""
+    nodes = 20 if model.graph is None else len(model.graph.nodes)
+    return 0.05 + nodes * _COMPILE_PER_NODE.get(backend, 0.05)
+
+
+def _effective_flops(node: Node, sizes: Mapping[str, Shape], backend: str) -> float:
+    work = float(node_flops(node, sizes))
+    op = node.op.members[0] if isinstance(node.op, Fused) else node.op
+    if backend != "ncnn" or not isinstance(op, Conv2d):
+        return work
+    weight = sizes[node.inputs[1]]
+    suits = op.stride == op.dilation == (1, 1) and op.groups == 1 and tuple(weight[2:]) == (3, 3)
+    return work / _WINOGRAD_GAIN if suits and min(weight[:2]) >= _WINOGRAD_CHANNELS else work
+
+
+def _moved(graph: Graph, sizes: Mapping[str, Shape]) -> int:
+    """Values that nodes read and write, weights left out."""
+    return sum(
+        prod(sizes[node.output]) + sum(prod(sizes[name]) for name in node.inputs if name not in graph.weights)
+        for node in graph.nodes
+    )
