@@ -60,7 +60,7 @@ STARTED = [
     (EDSR, {"num_feat": 16, "num_block": 2, "upscale": 2, "img_range": 1.0}, 2, "bilinear"),
     (SPAN, {"feature_channels": 16, "upscale": 3, "img_range": 10.0}, 3, "bilinear"),
     (SRResNet, {"channels": 16, "num_block": 2, "num_upsample": 1}, 2, "bilinear"),
-    (RRDBNet, {"num_feat": 16, "num_block": 1, "num_grow_ch": 4}, 4, "nearest"),
+    (RRDBNet, {"num_feat": 16, "num_block": 1, "num_grow_ch": 4}, 4, "bilinear"),
 ]
 
 

@@ -19,13 +19,14 @@ from tilefuse.export.generators.stylenet import ReflectedConv, TransformerNet
 BRANCH_GAIN = 0.1
 COLOURS = 3
 MIDDLE, CONTRAST = 0.5, 0.2
+SMOOTHING = torch.tensor([0.25, 0.5, 0.25])
 
 
 def start_as_interpolation(network: nn.Module) -> None:
     """Changes the fresh weights of a network [N, C, H, W] -> [N, C, scale*H, scale*W] to those of an interpolation.
 
-    It is bilinear, or nearest for RRDBNet, which enlarges so itself, and for TransformerNet, which starts with the
-    image at a quarter of its resolution and of even contrast. Other architectures stay as they are.
+    It is bilinear. TransformerNet starts with the image at a quarter of its resolution and of even contrast. Other
+    architectures stay as they are.
     """
     start = STARTS.get(type(network))
     if start is not None:
@@ -88,10 +89,15 @@ def _start_srresnet(network: SRResNet) -> None:
 
 def _start_rrdbnet(network: RRDBNet) -> None:
     channels = network.conv_last.out_channels
-    network.conv_body.weight *= BRANCH_GAIN
-    stages = [network.get_submodule(f"conv_up{stage}") for stage in range(1, network.num_upconv + 1)]
-    for conv in (network.conv_first, *stages, network.conv_hr, network.conv_last):
+    for conv in (network.conv_first, network.conv_hr, network.conv_last):
         _copy(conv, channels)
+    network.conv_body.weight *= BRANCH_GAIN
+    for stage in range(1, network.num_upconv + 1):
+        conv = network.get_submodule(f"conv_up{stage}")
+        _copy(conv, channels)
+        # After pixels are repeated, smoothing makes the enlargement linear.
+        for channel in range(channels):
+            conv.weight[channel, channel] = torch.outer(SMOOTHING, SMOOTHING)
 
 
 def _start_stylenet(network: TransformerNet) -> None:
@@ -109,8 +115,9 @@ def _pass_pairs(conv: ReflectedConv, sources: tuple[float, ...], targets: tuple[
     """Sums the colours of the sources, times their signs, into those of the targets; smoothed by 3x3 convolutions."""
     weight, bias = conv.conv2d.weight, conv.conv2d.bias
     kernel = weight.shape[2]
-    reach = 2.0 if kernel == 3 else 1.0
-    taps = torch.tensor([triangle((tap - kernel // 2) / reach) / reach for tap in range(kernel)])
+    taps = (
+        SMOOTHING if kernel == len(SMOOTHING) else torch.tensor([triangle(tap - kernel // 2) for tap in range(kernel)])
+    )
     weight[: COLOURS * len(targets)] = 0.0
     bias[: COLOURS * len(targets)] = 0.0
     for colour in range(COLOURS):

@@ -20,5 +20,5 @@ STYLE_RECIPES: dict[str, StyleRecipe] = {
         style_weight=weight,
         patch=96,
     )
-    for style, weight, steps in (("mosaic", 40.0, 1200), ("waves", 30.0, 1200))
+    for style, weight, steps in (("mosaic", 40.0, 1000), ("waves", 30.0, 1000))
 }
