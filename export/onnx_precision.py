@@ -147,7 +147,8 @@ def _store_constants(
     for name, tensor in constants.items():
         for element in sorted(needed.get(name, ())):
             if element == half:
-                narrow = _array(tensor).astype(np.float16)
+                with np.errstate(over="ignore"):  # what overflows is not finite, and fails the comparison
+                    narrow = _array(tensor).astype(np.float16)
                 kept.append(onnx_module().numpy_helper.from_array(narrow, f"{name}/fp16"))
             else:
                 kept.append(tensor)

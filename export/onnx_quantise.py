@@ -55,8 +55,11 @@ def calibration_samples(signature: Signature, folder: str | os.PathLike[str] | N
     if folder is None:
         raise UsageError("precision int8 needs --calibration FOLDER with pictures like those to be run")
     crops = [crop for path in _pictures(Path(folder)) for crop in _crops(path, signature, signature.slots[place])]
-    if not crops:
-        raise UsageError(f"{folder}: every picture in it is smaller than the network takes; add larger ones")
+    if len(crops) < 2:
+        raise UsageError(
+            f"{folder}: {len(crops)} of its pictures is large enough for the network; give two at least, to calibrate "
+            "with and to measure on"
+        )
     samples = []
     for seed, crop in enumerate(crops):
         drawn = signature.sample(1, crop.shape[2], crop.shape[3], seed=seed)
@@ -138,7 +141,7 @@ def _crops(path: Path, signature: Signature, slot: Slot) -> Iterator[Tensor]:
     height, width = fixed
     if pixels.shape[0] < height or pixels.shape[1] < width:
         return
-    for y in (0, pixels.shape[0] - height):
-        for x in (0, pixels.shape[1] - width):
+    for y in sorted({0, pixels.shape[0] - height}):
+        for x in sorted({0, pixels.shape[1] - width}):
             crop = pixels[y : y + height, x : x + width].transpose(2, 0, 1)[None]
             yield torch.from_numpy(np.ascontiguousarray(crop))
