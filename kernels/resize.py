@@ -6,6 +6,8 @@ never picks a neighbour by rounding and an interpolation weight never drifts wit
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -57,9 +59,10 @@ def resize_ref(x: Tensor, rows: Tensor, row_weights: Tensor, columns: Tensor, co
     return torch.as_tensor(made).to(x.dtype)
 
 
-def pick_config(rows: int, columns: int, *, interpreted: bool = False) -> RowTile:
-    """Choose the tile of the result that one program makes."""
-    return row_tile(rows, columns, interpreted=interpreted)
+def pick_config(rows: int, columns: int, taps: int, *, interpreted: bool = False) -> RowTile:
+    """Choose the tile of the result that one program makes; many taps at once need registers for their addresses."""
+    tile = row_tile(rows, columns, interpreted=interpreted)
+    return tile if taps == 1 or interpreted else replace(tile, columns=min(tile.columns, 256), num_warps=2)
 
 
 def plan_launch(
@@ -67,7 +70,7 @@ def plan_launch(
 ) -> Launch:
     """Choose the configuration and the arguments of a checked call; meta tensors do."""
     n, h, w, c = out.shape
-    config = pick_config(n * h, w * c, interpreted=INTERPRETED)
+    config = pick_config(n * h, w * c, rows.shape[0], interpreted=INTERPRETED)
     return bind("resize", _resize_kernel, config.grid(n * h, w * c), config,
         x, rows, row_weights, columns, column_weights, out, n * h, h, w, *x.stride(), *out.stride(),
         c, rows.shape[0], config.rows, config.columns,
