@@ -13,6 +13,7 @@ import click
 
 from tilefuse import __version__
 from tilefuse.cli_latents import classify, compress, decompress, reconstruct
+from tilefuse.commands.warm import warm
 from tilefuse.errors import TilefuseError, UsageError
 from tilefuse.interruptible import still_working
 
@@ -43,6 +44,7 @@ def cli() -> None:
 @click.option("--compression", default="deflate", show_default=True, help="deflate, zstd or none: streamed TIFF.")
 @click.option("--pyramid", is_flag=True, help="Add reduced copies to a TIFF, for viewers of large images.")
 @click.option("--mask", default=None, metavar="M.png", help="Gray image, white where the image has holes to fill.")
+@click.option("--measure-seconds", default=10.0, show_default=True, help="Time to choose a backend in; 0: never.")
 @click.option("--explain", is_flag=True, help="Print the plan of each image and why.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON event a line.")
 @click.option("--no-progress", is_flag=True, help="Show no progress bar.")
@@ -64,6 +66,7 @@ def run(
     compression: str,
     pyramid: bool,
     mask: str | None,
+    measure_seconds: float,
     explain: bool,
     as_json: bool,
     no_progress: bool,
@@ -80,6 +83,7 @@ def run(
             "tile": tile,
             "halo": halo,
             "memory": memory,
+            "measure_seconds": measure_seconds,
         },
         overwrite=overwrite,
         resume=resume,
@@ -316,6 +320,9 @@ def stylise(
 
 for command in (classify, reconstruct, compress, decompress):
     cli.add_command(command)
+
+
+cli.add_command(warm)
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ class RunOptions:
     """What the command line asked for; `load` goes to `tilefuse.load` as it is."""
 
     model: str
-    load: Mapping[str, str | None]
+    load: Mapping[str, str | float | None]
     overwrite: bool
     explain: bool
     as_json: bool
@@ -94,12 +94,12 @@ def run_files(inputs: Sequence[str], output: str, options: RunOptions) -> int:
     return SOME_FAILED if errors else 0
 
 
-def _shared(load: Mapping[str, str | None], jobs: int) -> dict[str, str | int | None]:
+def _shared(load: Mapping[str, str | float | None], jobs: int) -> dict[str, str | float | None]:
     """Share the memory among images that run at once."""
     if jobs == 1:
         return dict(load)
     given = load.get("memory")
-    memory = available_memory() // 2 if given is None else parse_bytes(given)
+    memory = available_memory() // 2 if given is None else parse_bytes(str(given))
     return {**load, "memory": memory // jobs}
 
 
