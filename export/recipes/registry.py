@@ -108,7 +108,16 @@ RECIPES: dict[str, Recipe] = {
             squared_share=0.0,
             checkpoint_steps=500,
         ),
-        Recipe("fsrcnn-x2", "FSRCNN", 2, FEWER_PICTURES, {"scale": 2, "channels": 3}, steps=3000, learning_rate=3e-3),
+        Recipe(
+            "fsrcnn-x2",
+            "FSRCNN",
+            2,
+            FEWER_PICTURES,
+            {"scale": 2, "channels": 3},
+            steps=2500,
+            batch=8,
+            learning_rate=3e-3,
+        ),
         Recipe(
             "span-x2",
             "SPAN",

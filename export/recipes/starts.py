@@ -5,6 +5,7 @@ as an interpolation. Here three channels of each layer on the shortest way throu
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,10 +47,10 @@ def _start_fsrcnn(network: FSRCNN) -> None:
         _copy(conv, channels)
     kernel, scale = network.last_part.kernel_size[0], network.last_part.stride[0]
     taps = torch.tensor([triangle((tap - kernel // 2 + 0.5) / scale - 0.5) for tap in range(kernel)])
-    network.last_part.weight *= BRANCH_GAIN
-    network.last_part.bias.zero_()
+    # Twice, because many taps add up to a pixel of the result.
+    network.last_part.weight.mul_(BRANCH_GAIN).mul_(BRANCH_GAIN)
+    _silence(network.last_part.bias, channels)
     for channel in range(channels):
-        network.last_part.weight[:, channel] *= BRANCH_GAIN
         network.last_part.weight[channel, channel] = torch.outer(taps, taps)
 
 
@@ -57,8 +58,8 @@ def _start_edsr(network: EDSR) -> None:
     channels = network.conv_last.out_channels
     _copy(network.conv_first, channels)
     for block in network.body:
-        block.conv2.weight *= BRANCH_GAIN
-    network.conv_after_body.weight *= BRANCH_GAIN
+        _damp(block.get_submodule("conv2"))
+    _damp(network.conv_after_body)
     for layer in network.upsample:
         if isinstance(layer, nn.Conv2d):
             _enlarge(layer, channels, network.conv_last.in_channels)
@@ -66,34 +67,35 @@ def _start_edsr(network: EDSR) -> None:
 
 
 def _start_span(network: SPAN) -> None:
-    last = network.upsampler[0]
+    last = _conv(network, "upsampler.0")
     channels = last.out_channels // network.upscale**2
     _copy(network.conv_1, channels)
     _copy(network.conv_cat, channels)
     _enlarge(last, channels, channels)
     if network.norm:
         last.weight /= network.img_range
-        last.bias += network.mean.flatten().repeat_interleave(network.upscale**2)
+        if last.bias is not None:
+            last.bias += network.mean.flatten().repeat_interleave(network.upscale**2)
 
 
 def _start_srresnet(network: SRResNet) -> None:
     channels = network.conv3.out_channels
-    _copy(network.conv1[0], channels)
+    _copy(_conv(network, "conv1.0"), channels)
     # The norm after the body makes its features as large as the colours; they come in step by step instead.
-    network.conv2[1].weight *= BRANCH_GAIN
+    _damp(network.get_submodule("conv2.1"))
     for block in network.upsampling:
-        conv = block.upsample_block[0]
+        conv = _conv(block, "upsample_block.0")
         _enlarge(conv, channels, conv.in_channels)
     _copy(network.conv3, channels)
 
 
 def _start_rrdbnet(network: RRDBNet) -> None:
     channels = network.conv_last.out_channels
-    for conv in (network.conv_first, network.conv_hr, network.conv_last):
-        _copy(conv, channels)
-    network.conv_body.weight *= BRANCH_GAIN
+    for layer in (network.conv_first, network.conv_hr, network.conv_last):
+        _copy(layer, channels)
+    _damp(network.conv_body)
     for stage in range(1, network.num_upconv + 1):
-        conv = network.get_submodule(f"conv_up{stage}")
+        conv = _conv(network, f"conv_up{stage}")
         _copy(conv, channels)
         # After pixels are repeated, smoothing makes the enlargement linear.
         for channel in range(channels):
@@ -106,27 +108,28 @@ def _start_stylenet(network: TransformerNet) -> None:
     for conv in (network.conv2, network.conv3, network.deconv1, network.deconv2):
         _pass_pairs(conv, (1.0, -1.0), (1.0, -1.0))
     _pass_pairs(network.deconv3, (1.0, -1.0), (CONTRAST * network.img_range,))
-    network.deconv3.conv2d.bias.fill_(MIDDLE * network.img_range)
+    if network.deconv3.conv2d.bias is not None:
+        network.deconv3.conv2d.bias.fill_(MIDDLE * network.img_range)
     for block in range(1, network.blocks + 1):
-        network.get_submodule(f"res{block}.in2").weight *= BRANCH_GAIN
+        _damp(network.get_submodule(f"res{block}.in2"))
 
 
 def _pass_pairs(conv: ReflectedConv, sources: tuple[float, ...], targets: tuple[float, ...]) -> None:
     """Sums the colours of the sources, times their signs, into those of the targets; smoothed by 3x3 convolutions."""
-    weight, bias = conv.conv2d.weight, conv.conv2d.bias
+    weight = conv.conv2d.weight
     kernel = weight.shape[2]
     taps = (
         SMOOTHING if kernel == len(SMOOTHING) else torch.tensor([triangle(tap - kernel // 2) for tap in range(kernel)])
     )
     weight[: COLOURS * len(targets)] = 0.0
-    bias[: COLOURS * len(targets)] = 0.0
+    _silence(conv.conv2d.bias, COLOURS * len(targets))
     for colour in range(COLOURS):
         for row, target in enumerate(targets):
             for column, source in enumerate(sources):
                 weight[row * COLOURS + colour, column * COLOURS + colour] = target * source * torch.outer(taps, taps)
 
 
-STARTS: Mapping[type[nn.Module], Callable[[nn.Module], None]] = {
+STARTS: Mapping[type[nn.Module], Callable[[Any], None]] = {
     FSRCNN: _start_fsrcnn,
     EDSR: _start_edsr,
     SPAN: _start_span,
@@ -142,8 +145,7 @@ def _copy(conv: nn.Conv2d, channels: int) -> None:
     weight[:channels] = 0.0
     for channel in range(channels):
         weight[channel, channel, weight.shape[2] // 2, weight.shape[3] // 2] = 1.0
-    if conv.bias is not None:
-        conv.bias[:channels] = 0.0
+    _silence(conv.bias, channels)
 
 
 def _enlarge(conv: nn.Conv2d, channels: int, features: int) -> None:
@@ -160,4 +162,21 @@ def _enlarge(conv: nn.Conv2d, channels: int, features: int) -> None:
                 index = (channel * scale + row) * scale + column
                 weight[index] = 0.0
                 weight[index, channel] = torch.outer(taps[0], taps[1])
-                conv.bias[index] = 0.0
+    _silence(conv.bias, channels * scale**2)
+
+
+def _conv(network: nn.Module, name: str) -> nn.Conv2d:
+    layer = network.get_submodule(name)
+    if not isinstance(layer, nn.Conv2d):
+        raise TypeError(f"{name} is {type(layer).__name__}, expected a convolution")
+    return layer
+
+
+def _damp(layer: nn.Module) -> None:
+    """Lets a branch add little to what passes beside it."""
+    layer.get_parameter("weight").mul_(BRANCH_GAIN)
+
+
+def _silence(bias: Tensor | None, channels: int) -> None:
+    if bias is not None:
+        bias[:channels] = 0.0

@@ -48,7 +48,8 @@ class StyleRecipe(LatentRecipe):
 
     def result(self, trainer: "StyleTrainer") -> nn.Module:
         """Gives the averaged network."""
-        return trainer.modules["average"].to(memory_format=torch.contiguous_format)
+        average: nn.Module = trainer.modules["average"]
+        return average.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
 
     def measure(self, module: nn.Module) -> Mapping[str, float]:
         """Measures the mean losses on held-out photographs, beside the style loss of the photographs themselves."""
