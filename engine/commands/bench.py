@@ -39,8 +39,8 @@ def bench_model(
     measured = bench(
         model,
         sizes=[parse_size(size) for size in sizes],
-        backends=None if backends is None else _listed(backends),
-        precisions=_listed(precisions),
+        backends=None if backends is None else listed(backends),
+        precisions=listed(precisions),
         rounds=rounds,
     )
     if json_file is not None:
@@ -109,5 +109,6 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _listed(text: str) -> list[str]:
+def listed(text: str) -> list[str]:
+    """Read names with commas between them."""
     return [part.strip() for part in text.split(",") if part.strip()]
