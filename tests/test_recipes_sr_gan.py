@@ -115,6 +115,7 @@ def test_random_features_are_the_same_each_time_and_see_structure_apart_from_col
     assert flat[:, :4].max().item() > 0.01
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("loss", ["relativistic", "non_saturating", "hinge"])
 def test_the_critic_learns_and_the_loss_leads_towards_the_real(loss: str) -> None:
     stage = dataclasses.replace(STAGE, loss=loss, weight=1.0, perceptual_weight=0.0)
@@ -149,6 +150,7 @@ def test_the_stage_has_its_own_learning_rate() -> None:
     assert RECIPES["espcn-x2"].reconstruction_steps(100) == 100
 
 
+@pytest.mark.thorough
 def test_a_run_killed_in_the_adversarial_stage_resumes_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +175,7 @@ def test_a_run_killed_in_the_adversarial_stage_resumes_to_the_same_weights(
     assert whole.read_bytes() != without.read_bytes()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", sorted(BARS_DB))
 def test_bundled_weights_are_the_recipe_s_and_pass_their_bar(name: str) -> None:
     recipe, path = RECIPES[name], bundled()[name]
@@ -192,6 +195,7 @@ def test_bundled_weights_are_the_recipe_s_and_pass_their_bar(name: str) -> None:
     assert score.model_db == pytest.approx(claimed["model"], abs=5e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", sorted(BARS_DB))
 def test_bundled_weights_run_through_the_engine_in_tiles(name: str, assert_close) -> None:  # type: ignore[no-untyped-def]
     from tilefuse.export.recipes.photographs import held_out_photograph

@@ -124,6 +124,7 @@ def test_the_architecture_is_inferred(widths: tuple[int, int, int], blocks: int,
         assert torch.equal(build(descriptor, {**weights, **statistics})(image), network(image))
 
 
+@pytest.mark.thorough
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Scores of photographs are another test's; here they would take most of the time.
     monkeypatch.setattr("tilefuse.export.recipes.stylisation.measure_style", lambda *_: {"style": 1.0})
@@ -147,6 +148,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: p
     assert metadata["architecture"] == "TransformerNet"
 
 
+@pytest.mark.thorough
 def test_training_lowers_the_style_loss() -> None:
     trainer = TINY.trainer(0, CPU)
     losses = [trainer.advance(step, 40)["style"] for step in range(40)]
@@ -179,6 +181,7 @@ def test_bundled_styles_run_whole_through_the_engine(name: str, assert_close) ->
     assert "whole image" in str(engine.plan(64, 60))
 
 
+@pytest.mark.thorough
 def test_stylise_lowers_the_style_loss_and_repeats() -> None:
     seen: list[StyleLosses] = []
     content, style = face(48), waves(0, 96)
