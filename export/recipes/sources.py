@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from tilefuse.export.checkpoints import load_bundled
 from tilefuse.export.generators.cgan import one_hot
 from tilefuse.export.generators.classifier import Classifier
 from tilefuse.export.recipes.digits import Digits, load_digits
-from tilefuse.export.recipes.quality import digit_quality, patch_distance
+from tilefuse.export.recipes.quality import DigitQuality, digit_quality, patch_distance
 from tilefuse.export.recipes.textures import Textures, load_textures
 
 SAMPLES = {"digits": 1000, "textures-32": 256, "textures-64": 256}
@@ -89,7 +89,18 @@ def draw_images(generator: nn.Module, count: int, value_range: Range, seed: int 
 
 
 def measure_generator(generator: nn.Module, data: str, value_range: Range) -> Mapping[str, float]:
-    """Measures images of fixed latents, and beside them training images (`real_`) and uniform noise (`noise_`).
+    """Gives the scores of `compare_generator` under one name each: `real_` and `noise_` before those of others."""
+    return {
+        ("" if of == "model" else f"{of}_") + name: value
+        for of, scores in compare_generator(generator, data, value_range).items()
+        for name, value in scores.items()
+    }
+
+
+def compare_generator(
+    generator: nn.Module, data: str, value_range: Range
+) -> Mapping[Literal["model", "real", "noise"], Mapping[str, float]]:
+    """Measures images of fixed latents, and beside them training images (`real`) and uniform noise.
 
     All are compared with held-out images: digits by the bundled classifier, textures by their patches.
     """
@@ -98,22 +109,30 @@ def measure_generator(generator: nn.Module, data: str, value_range: Range) -> Ma
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
     if data == "digits":
         digits = load_digits()
-        sets = {"": (images, labels), "real_": (digits.train.images, None), "noise_": (noise, None)}
-        scores: dict[str, float] = {}
-        for prefix, (pictures, asked) in sets.items():
-            quality = digit_quality(_classifier(), pictures, digits.held_out.images, asked)
-            scores |= {prefix + key: value for key, value in asdict(quality).items() if value is not None}
-        return scores
-    real, reference = (
+        reference = digits.held_out.images
+        qualities: dict[Literal["model", "real", "noise"], DigitQuality] = {
+            "model": digit_quality(classifier(), images, reference, labels),
+            "real": digit_quality(classifier(), digits.train.images, reference),
+            "noise": digit_quality(classifier(), noise, reference),
+        }
+        return {
+            of: {key: value for key, value in asdict(quality).items() if value is not None}
+            for of, quality in qualities.items()
+        }
+    real, held_out = (
         load_textures(_edge(data), held_out=held_out).batch(np.random.default_rng(0), count)
         for held_out in (False, True)
     )
-    sets_of_textures = {"": images, "real_": real, "noise_": noise}
-    return {f"{prefix}patch_distance": patch_distance(side, reference) for prefix, side in sets_of_textures.items()}
+    return {
+        "model": {"patch_distance": patch_distance(images, held_out)},
+        "real": {"patch_distance": patch_distance(real, held_out)},
+        "noise": {"patch_distance": patch_distance(noise, held_out)},
+    }
 
 
 @cache
-def _classifier() -> Classifier:
+def classifier() -> Classifier:
+    """Loads the bundled classifier of digits; raises ModelError when it is none."""
     module, _ = load_bundled(CLASSIFIER)
     if not isinstance(module, Classifier):
         raise ModelError(
