@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def inspect_launch(launch: Launch, capability: int) -> Row:
         len(re.findall(r"\bst\.global(?:\.(?!v[248])\w+)*\.[bsu]8\b", ptx)),
         (),
     )
-    return _judge(row, launch, capability, "tt.dot" in compiled.asm["ttir"])
+    return judge(row, launch, capability, multiplies="tt.dot" in compiled.asm["ttir"])
 
 
 def compile_launch(launch: Launch, capability: int) -> Any:
@@ -76,10 +76,11 @@ def compile_launch(launch: Launch, capability: int) -> Any:
 
     kernel, target = launch.kernel, GPUTarget("cuda", capability, WARP)
     backend = make_backend(target)
-    wanted = {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": True}
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, _ = binder(**launch.arguments, **wanted)
-    options, signature, constexprs, attrs = kernel._pack_args(backend, wanted, bound, specialization, None)
+    bound, specialization, _ = binder(**launch.arguments, **launch.options)
+    options, signature, constexprs, attrs = kernel._pack_args(
+        backend, dict(launch.options), bound, specialization, None
+    )
     source = ASTSource(kernel, signature, constexprs, attrs)
     try:
         return triton.compile(source, target=target, options=options.__dict__)
@@ -87,8 +88,12 @@ def compile_launch(launch: Launch, capability: int) -> Any:
         raise BackendError(f"{launch.name} does not compile for sm_{capability} as {launch.config}: {error}") from error
 
 
-def _judge(row: Row, launch: Launch, capability: int, multiplies: bool) -> Row:
-    """Add the faults of a row. True float32 products have no matrix instruction and are not asked for one."""
+def judge(row: Row, launch: Launch, capability: int, *, multiplies: bool) -> Row:
+    """Add the faults of a row. True float32 products have no matrix instruction and are not asked for one.
+
+    Args:
+        multiplies: whether the kernel has a matrix product.
+    """
     faults = list[str]()
     limit = SHARED_LIMITS[capability]
     if row.spill_bytes:
@@ -101,7 +106,7 @@ def _judge(row: Row, launch: Launch, capability: int, multiplies: bool) -> Row:
         faults.append("a loop without pipelined loads")
     if row.byte_stores:
         faults.append(f"{row.byte_stores} byte-wide stores")
-    return Row(**{**row.__dict__, "faults": tuple(faults)})
+    return replace(row, faults=tuple(faults))
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

@@ -116,6 +116,7 @@ CASES: tuple[Case, ...] = (
     _conv("srresnet", inputs=64, outputs=256, shuffle=2, activation="prelu"),
     _conv("srresnet", inputs=64, outputs=256, shuffle=2, activation="leaky_relu"),
     _conv("srresnet", inputs=64, outputs=3, kernel=9, activation="tanh", out=BYTES),
+    _conv("edsr", inputs=3, outputs=256),
     _conv("edsr", inputs=256, outputs=256, activation="relu"),
     _conv("edsr", inputs=256, outputs=256, residuals=(1,)),
     _conv("edsr", inputs=256, outputs=1024, shuffle=2),

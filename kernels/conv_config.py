@@ -73,7 +73,8 @@ def pick_config(layer: Layer, x_dtype: torch.dtype, *, affine: bool, target: int
     stages = 2 if x_dtype in IMAGES or affine else 3
     # Before sm_90 accumulators and addresses share the registers that wgmma leaves free.
     pixels = 64 if target < 90 and block_n == 64 else 128
-    warps = 8 if block_n == 128 else 4
+    # Gathered elements have an address each.
+    warps = 8 if block_n == 128 or is_flat(layer) else 4
     return ConvConfig("pointer", (1, pixels), block_n, block_k, is_flat(layer), warps=warps, stages=stages)
 
 
@@ -85,7 +86,10 @@ def is_flat(layer: Layer) -> bool:
 def reduction_block(layer: Layer) -> int:
     """Give BLOCK_K, the same for every path and tile, so that sums of a layer always run in one order."""
     depth = layer.inputs * layer.kernel[0] * layer.kernel[1] if is_flat(layer) else layer.inputs
-    return min(max(power_of_two(depth), 16), 32 if layer.weight.dtype == torch.float32 else 64)
+    scattered = is_flat(layer) or layer.inputs * layer.weight.element_size() % 16 != 0
+    if layer.weight.dtype == torch.float32:
+        return 16
+    return min(max(power_of_two(depth), 16), 32 if scattered else 64)
 
 
 def takes_tma(layer: Layer) -> bool:

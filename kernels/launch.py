@@ -32,12 +32,17 @@ class Launch:
     def key(self) -> tuple[object, ...]:
         """Give what the compiled code depends on: two launches of one key compile to the same."""
         each = tuple(_specialised(name, value) for name, value in self.arguments.items())
-        return id(self.kernel), self.warps, self.stages, each
+        return id(self.kernel), tuple(self.options.items()), each
 
     def run(self) -> None:
         """Launch the kernel on the current stream."""
+        self.kernel[self.grid](**self.arguments, **self.options)
+
+    @property
+    def options(self) -> Mapping[str, int | bool]:
+        """Compiler options of the launch."""
         # The default of enable_fp_fusion changes in Triton 3.10; bit-identity needs one answer.
-        self.kernel[self.grid](**self.arguments, num_warps=self.warps, num_stages=self.stages, enable_fp_fusion=True)
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
 def _specialised(name: str, value: object) -> object:
