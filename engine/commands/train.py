@@ -36,7 +36,7 @@ def _scores(report: Report) -> dict[str, Any]:
     if not isinstance(report, TrainingReport):
         return {"quality": dict(report.quality)}
     scores = {image.name: [image.model_db, image.bicubic_db] for image in report.evaluation.images}
-    return {"psnr_db": scores, "gain_db": report.evaluation.gain_db}
+    return {"psnr_db": scores, "gain_db": report.evaluation.gain_db, "ssim_gain": report.evaluation.ssim_gain}
 
 
 def _table(report: Report) -> Table:
@@ -45,9 +45,11 @@ def _table(report: Report) -> Table:
         for name, value in report.quality.items():
             table.add_row(name, f"{value:.4g}")
         return table
-    table = Table("photograph", "model dB", "bicubic dB", "gain dB", title=f"{report.recipe}: Y-PSNR, held out")
+    columns = ("photograph", "model dB", "bicubic dB", "gain dB", "SSIM gain")
+    table = Table(*columns, title=f"{report.recipe}: Y-PSNR and SSIM, held out")
     for image in report.evaluation.images:
-        gain = image.model_db - image.bicubic_db
-        table.add_row(image.name, f"{image.model_db:.2f}", f"{image.bicubic_db:.2f}", f"{gain:+.2f}")
-    table.add_row("mean", "", "", f"{report.evaluation.gain_db:+.2f}")
+        gain, ssim_gain = image.model_db - image.bicubic_db, image.model_ssim - image.bicubic_ssim
+        cells = f"{image.model_db:.2f}", f"{image.bicubic_db:.2f}", f"{gain:+.2f}", f"{ssim_gain:+.4f}"
+        table.add_row(image.name, *cells)
+    table.add_row("mean", "", "", f"{report.evaluation.gain_db:+.2f}", f"{report.evaluation.ssim_gain:+.4f}")
     return table
