@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -11,12 +12,13 @@ from torch import Tensor
 from tilefuse.kernels.conv2d_pointer import _conv2d_kernel, _depthwise_kernel
 from tilefuse.kernels.conv2d_tma import _conv2d_tma_kernel
 from tilefuse.kernels.conv_config import pick_config
-from tilefuse.kernels.epilogue import Epilogue, Prologue, Residual, check_epilogue, check_prologue
+from tilefuse.kernels.epilogue import Epilogue, Kind, Prologue, Residual, check_epilogue, check_prologue
 from tilefuse.kernels.launch import Launch
 from tilefuse.kernels.layer import Axis, Layer
 from tilefuse.kernels.toolchain import (
     FLOATS,
     IMAGES,
+    descriptor_strides,
     interpreted,
     require,
     require_nhwc,
@@ -182,9 +184,8 @@ def plan_launch(
 
 def describable(x: Tensor) -> bool:
     """Tell whether a TMA descriptor can address a tensor: its base and its steps are multiples of 16 bytes."""
-    size = x.element_size()
     aligned = x.is_meta or x.data_ptr() % 16 == 0
-    return aligned and all(stride * size % 16 == 0 for stride in x.stride()[:3])
+    return aligned and all(stride * x.element_size() % 16 == 0 for stride in descriptor_strides(x)[:3])
 
 
 def packing(out: Tensor, layer: Layer) -> int:
@@ -259,10 +260,10 @@ def _convolve(
     tensors = [tensor for tensor in (residual0, residual1) if tensor is not None]
     each = zip(tensors, (scale0, scale1), (value0, value1), upsample, strict=False)
     epilogue = Epilogue(
-        bias, activation, slope, slopes, tuple(Residual(*four) for four in each), activation_last, low, high,
+        bias, cast(Kind, activation), slope, slopes, tuple(Residual(*four) for four in each), activation_last, low, high,
         out_scale, out_shift, geometry[2], out.dtype,
     )  # fmt: skip
-    prologue = Prologue(input_scale, scale, shift, input_activation, input_slope)
+    prologue = Prologue(input_scale, scale, shift, cast(Kind, input_activation), input_slope)
     layer = _unpack_geometry(weight, geometry)
     emulated = interpreted()
     plan_launch(x, layer, prologue, epilogue, out, capability=target(x.device), emulated=emulated).run()

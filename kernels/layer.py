@@ -7,6 +7,7 @@ output into them) and the spread is a pixel shuffle in the store: columns of the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +22,7 @@ ONE: Pair = (1, 1)
 LEAST_COLUMNS = 16
 # Pixels side by side that become one with more columns, where a layer has so few that most of the product is wasted.
 WIDENED = 4
+LEAST_WIDENED = 16
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,9 @@ def pack_conv2d(
     if groups > 1 and shuffle > 1:
         weight, groups = dense(weight, groups), 1
     spread = (shuffle, shuffle)
-    if groups == 1 and shuffle == 1 and weight.shape[0] * WIDENED <= LEAST_COLUMNS and dilation[1] == 1:
+    narrow = groups == 1 and shuffle == 1 and weight.shape[0] * WIDENED <= LEAST_COLUMNS and dilation[1] == 1
+    # With fewer inputs several taps share a step of the reduction: a pixel's sum would depend on its column modulo 4.
+    if narrow and weight.shape[1] >= LEAST_WIDENED:
         weight, spread = _widened(weight, stride[1]), (1, WIDENED)
         stride = (stride[0], stride[1] * WIDENED)
     elif shuffle > 1:
@@ -202,7 +206,7 @@ def _widened(weight: Tensor, step: int) -> Tensor:
     return wide.flatten(0, 1)
 
 
-def _scatter(rows: list[list[int | None]] | list[list[int]], taps: int | None = None) -> Tensor:
+def _scatter(rows: Sequence[Sequence[int | None]], taps: int | None = None) -> Tensor:
     """Build [phases, taps of a phase, taps of the kernel]: ones where a kernel's tap falls on a phase's tap."""
     most = taps if taps is not None else 1 + max(m for row in rows for m in row if m is not None)
     scatter = torch.zeros(len(rows), most, len(rows[0]))

@@ -87,4 +87,12 @@ def tensor_descriptor(tensor: Tensor, block: list[int]) -> object:
     """Describe a tensor to the tensor memory accelerator; loads outside of it give zero."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), block)
+    return TensorDescriptor(tensor, list(tensor.shape), descriptor_strides(tensor), block)
+
+
+def descriptor_strides(tensor: Tensor) -> list[int]:
+    """Give a tensor's strides, whole rows where there is one element and torch's stride may be anything."""
+    row = tensor.shape[-1] * tensor.element_size()
+    whole = -(-row // 16) * 16 // tensor.element_size()
+    outer = zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)
+    return [*(whole if size == 1 else stride for size, stride in outer), 1]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -146,11 +147,17 @@ def test_every_configuration_of_the_zoo_is_compiled(name, dtype):
     with torch.device("meta"):
         net = ZOO[name]()
     for target in TARGETS:
-        compiled = {case.launch(dtype, target).config for case in CASES}
+        compiled = configurations(dtype, target)
         for module in net.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 config = pick_config(packed(module, dtype), dtype, affine=False, target=target)
                 assert config in compiled, f"{module} on sm_{target} runs as {config}"
+
+
+@cache
+def configurations(dtype: torch.dtype, target: int) -> frozenset[object]:
+    """Give the configurations of all cases."""
+    return frozenset(case.launch(dtype, target).config for case in CASES)
 
 
 def packed(module: nn.Conv2d | nn.ConvTranspose2d, dtype: torch.dtype) -> Layer:
