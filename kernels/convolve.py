@@ -260,8 +260,8 @@ def _convolve(
     tensors = [tensor for tensor in (residual0, residual1) if tensor is not None]
     each = zip(tensors, (scale0, scale1), (value0, value1), upsample, strict=False)
     epilogue = Epilogue(
-        bias, cast(Kind, activation), slope, slopes, tuple(Residual(*four) for four in each), activation_last, low, high,
-        out_scale, out_shift, geometry[2], out.dtype,
+        bias, cast(Kind, activation), slope, slopes, tuple(Residual(*four) for four in each), activation_last,
+        low, high, out_scale, out_shift, geometry[2], out.dtype,
     )  # fmt: skip
     prologue = Prologue(input_scale, scale, shift, cast(Kind, input_activation), input_slope)
     layer = _unpack_geometry(weight, geometry)
