@@ -26,7 +26,9 @@ from benchmarks.nets import CASES, Case
 from benchmarks.peers import PEERS, Direct, Peer
 from benchmarks.records import Record, Row, new_record, read_record
 from tilefuse.machine import cpu_threads
+from tilefuse.measurement import Subject
 from tilefuse.quality import max_levels, psnr
+from tilefuse.selection import Choices
 from tilefuse.timing import Timing, interleave, timed
 
 ENGINES = {"tilefuse": "auto", "tilefuse fp32": "fp32"}
@@ -74,6 +76,7 @@ def measure(case: Case, peers: Sequence[Peer], *, rounds: int, budget_s: float) 
     image = case.image()
     begin = time.perf_counter()
     engines = {name: _engine(case, precision) for name, precision in ENGINES.items()}
+    choices = {name: _choose(engine, case) for name, engine in engines.items()}
     calls: dict[str, Call] = {name: _engine_call(engine, case, image) for name, engine in engines.items()}
     first_s = {name: timed(call) for name, call in calls.items()}
     expected = Direct(case, _eager(case), image)()
@@ -100,7 +103,7 @@ def measure(case: Case, peers: Sequence[Peer], *, rounds: int, budget_s: float) 
             network_ms = 1000 * statistics.median(directs[peer.name].network_s[2:] or directs[peer.name].network_s)
             found[peer.name] |= {"precision": peer.precision, "network_ms": network_ms}
     for name, engine in engines.items():
-        found[name] |= _choice(engine, case)
+        found[name] |= {**_plan(engine, case), **choices[name]}
     return {
         "case": title(case),
         "net": case.name,
@@ -169,6 +172,17 @@ def _engine(case: Case, precision: str) -> tilefuse.Engine:
     return tilefuse.load(case.bundled or case.build(), precision=precision)
 
 
+def _choose(engine: tilefuse.Engine, case: Case) -> Row:
+    """Have the engine measure its choice, and time that, and looking the recorded choice up."""
+    if case.size is None:
+        return {}
+    width, height = case.size
+    choice_s = timed(lambda: engine.warm(height, width, channels=case.channels))
+    subject = Subject(1, height, width, "uint8")
+    fresh = Choices(engine.model, engine.options, engine.candidates)
+    return {"choice_s": choice_s, "recorded_choice_ms": 1000 * timed(lambda: fresh.look(subject))}
+
+
 def _engine_call(engine: tilefuse.Engine, case: Case, image: NDArray[np.uint8]) -> Call:
     if case.size is None:
         return lambda: engine.generate(case.batch, seed=0)
@@ -201,7 +215,7 @@ def _quality(result: NDArray[np.uint8], expected: NDArray[np.uint8]) -> Row:
     return {"psnr_db": None if math.isinf(found) else found, "max_levels": max_levels(result, expected)}
 
 
-def _choice(engine: tilefuse.Engine, case: Case) -> dict[str, Any]:
+def _plan(engine: tilefuse.Engine, case: Case) -> dict[str, Any]:
     if case.size is None:
         return {"backend": engine.serving.backend, "precision": engine.serving.precision}
     plan = engine.plan(case.size[1], case.size[0], channels=case.channels)

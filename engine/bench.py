@@ -21,6 +21,7 @@ from tilefuse.cost import flops
 from tilefuse.errors import BackendError, CapacityError, DeviceError, UsageError
 from tilefuse.machine import cpu_name, cpu_threads
 from tilefuse.model import Model
+from tilefuse.options import MEASURE_SECONDS
 from tilefuse.planner import input_shapes
 from tilefuse.quality import max_levels, psnr
 from tilefuse.resident import peak_growth
@@ -125,10 +126,12 @@ def bench(
     backends: Sequence[str] | None = None,
     precisions: Sequence[str] = ("fp32",),
     rounds: int = 7,
+    measure_seconds: float = MEASURE_SECONDS,
 ) -> Bench:
     """Measure `source` at each size (width, height), on each backend in each precision, and as `load` would serve it.
 
-    A latent model draws a batch of 16 instead, whatever the sizes.
+    The engine's own choice is measured anew, within `measure_seconds`, and recorded. A latent model draws a batch of 16
+    instead, whatever the sizes.
 
     Raises:
         ModelError: the model can't be loaded.
@@ -139,7 +142,9 @@ def bench(
     model = load(source).model
     images = [None] if model.footprint is None else [_sample(model, size) for size in sizes]
     rows = [
-        trial.row for image in images for trial in run_trials(source, image, names, wanted, rounds, ceilings=ceilings)
+        trial.row
+        for image in images
+        for trial in run_trials(source, image, names, wanted, rounds, measure_seconds, ceilings=ceilings)
     ]
     return Bench(model.name, machine_name(), rounds, tuple(ceilings.values()), tuple(rows))
 
@@ -200,15 +205,17 @@ def run_trials(
     backends: Sequence[str],
     precisions: Sequence[Precision],
     rounds: int,
+    measure_seconds: float,
     *,
     ceilings: Mapping[Precision, Ceiling],
 ) -> list[Trial]:
     """Run the default engine and each backend in each precision on an image, or on a batch of latents when it is None.
 
+    The default chooses by measuring first, for `measure_seconds`; the others take the tile that is planned for them.
     The fastest comes first, those that can't serve last.
     """
     # The torch backend in fp32 is the reference that every result is held against.
-    reference = load(source, backend="torch_eager", precision="fp32")
+    reference = load(source, backend="torch_eager", precision="fp32", measure_seconds=0)
     call = _caller(image)
     expected = call(reference)
     work = work_of(reference.model, image)
@@ -219,7 +226,10 @@ def run_trials(
     asked = [(DEFAULT, "auto", "auto"), *((f"{n} {p}", n, p) for n in backends for p in precisions)]
     for name, backend, precision in asked:
         try:
-            engine = load(source, backend=backend, precision=precision)
+            engine = load(source, backend=backend, precision=precision, measure_seconds=0)
+            if name == DEFAULT and image is not None:
+                channels = 1 if image.ndim == 2 else image.shape[2]
+                engine.warm(*image.shape[:2], channels=channels, seconds=measure_seconds)
             subject = _Subject(name, engine, lambda engine=engine: call(engine))  # type: ignore[misc]
             firsts[name] = _first(subject.call)
         except (BackendError, CapacityError, DeviceError) as error:
@@ -261,7 +271,9 @@ def _row(
     ceilings: Mapping[Precision, Ceiling],
     image: NDArray[np.uint8] | None,
 ) -> Row:
-    plan = None if image is None else subject.engine.plan(*image.shape[:2])
+    plan = None
+    if image is not None:
+        plan = subject.engine.plan(*image.shape[:2], channels=1 if image.ndim == 2 else image.shape[2])
     serving = subject.engine.serving
     backend, precision = (plan.backend, plan.precision) if plan else (serving.backend, serving.precision)
     seconds = timing.median_s

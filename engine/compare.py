@@ -18,6 +18,7 @@ from tilefuse.errors import BackendError, CapacityError, DeviceError, ModelError
 from tilefuse.images import Picture, picture_to_array, read_image
 from tilefuse.images.modes import full_scale
 from tilefuse.model import Model
+from tilefuse.options import MEASURE_SECONDS
 from tilefuse.quality import max_levels, ssim
 
 # Of larger results the middle is shown: a page is to open on a phone.
@@ -78,10 +79,12 @@ def compare(
     backends: Sequence[str] | None = None,
     precisions: Sequence[str] = ("fp32", "bf16"),
     rounds: int = 5,
+    measure_seconds: float = MEASURE_SECONDS,
 ) -> Comparison:
     """Run a picture through every backend in every precision, and through the engine's choice.
 
-    The picture is compared as 8-bit gray or RGB; its transparency is left out.
+    The picture is compared as 8-bit gray or RGB; its transparency is left out. The choice is measured anew, within
+    `measure_seconds`, and recorded.
 
     Raises:
         ImageError: the picture can't be read.
@@ -93,11 +96,11 @@ def compare(
     pixels, notes = _eight_bit(read_image(image))
     engine = load(source)
     engine.model.geometry()
-    trials = run_trials(source, pixels, names, wanted, rounds, ceilings=measure_ceilings(wanted))
+    trials = run_trials(source, pixels, names, wanted, rounds, measure_seconds, ceilings=measure_ceilings(wanted))
     chosen = next(trial for trial in trials if trial.row.name == DEFAULT)
     if chosen.engine is None or chosen.result is None:
         raise BackendError(f"{engine.model.name} can't run on {image}: {chosen.row.refused}")
-    reference = load(source, backend="torch_eager", precision="fp32")(pixels)
+    reference = load(source, backend="torch_eager", precision="fp32", measure_seconds=0)(pixels)
     height, width = chosen.result.shape[:2]
     return Comparison(
         model=engine.model.name,
@@ -108,7 +111,7 @@ def compare(
         shown_size=(min(width, SHOWN_PX), min(height, SHOWN_PX)),
         rounds=rounds,
         before=_middle(np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))),
-        why=chosen.engine.plan(*pixels.shape[:2]).why,
+        why=chosen.engine.plan(*pixels.shape[:2], channels=1 if pixels.ndim == 2 else 3).why,
         notes=notes,
         entries=tuple(_entry(source, engine.model, pixels, reference, trial) for trial in trials),
     )
@@ -133,7 +136,10 @@ def _seam(source: Source, model: Model, pixels: NDArray[np.uint8], row: Row) -> 
         return Seam(tile, refused=f"tiling is refused: {model.footprint.global_ops[0]} sees the whole image")
     image = (pixels / np.float32(255)).astype(np.float32)
     try:
-        tiled, whole = (load(source, backend=row.backend, precision=row.precision, tile=edge) for edge in (tile, 0))
+        tiled, whole = (
+            load(source, backend=row.backend, precision=row.precision, tile=edge, measure_seconds=0)
+            for edge in (tile, 0)
+        )
         result, expected = tiled(image), whole(image)
     except (BackendError, CapacityError, DeviceError, ModelError) as error:
         return Seam(tile, refused=str(error))

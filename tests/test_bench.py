@@ -150,7 +150,14 @@ def test_a_luma_network_works_thrice_on_a_colour_image() -> None:
 @pytest.mark.thorough
 def test_bench_measures_the_default_beside_every_backend() -> None:
     module = ESPCN(2, features=(8, 4)).eval()
-    measured = bench(module, sizes=[(24, 17)], backends=["torch_eager", "ncnn"], precisions=("fp32", "bf16"), rounds=2)
+    measured = bench(
+        module,
+        sizes=[(24, 17)],
+        backends=["torch_eager", "ncnn"],
+        precisions=("fp32", "bf16"),
+        rounds=2,
+        measure_seconds=1,
+    )
     rows = {row.name: row for row in measured.rows}
     assert set(rows) == {DEFAULT, "torch_eager fp32", "torch_eager bf16", "ncnn fp32", "ncnn bf16"}
     assert "serves fp32 only" in (rows.pop("ncnn bf16").refused or "")
@@ -186,7 +193,18 @@ def test_unknown_names_are_refused() -> None:
 @pytest.mark.thorough
 def test_the_command_prints_and_writes_its_record(tmp_path: Path) -> None:
     record = tmp_path / "bench.json"
-    arguments = ("bench", "espcn-x2", "--size", "32x20", "--backends", "torch_eager", "--rounds", "1")
+    arguments = (
+        "bench",
+        "espcn-x2",
+        "--size",
+        "32x20",
+        "--backends",
+        "torch_eager",
+        "--rounds",
+        "1",
+        "--measure-seconds",
+        "1",
+    )
     result = tilefuse(*arguments, "--json", record)
     assert result.exit_code == 0, result.output
     for word in ("32x20", "default", "torch_eager fp32", "GFLOP/s", "PSNR to fp32", "ceiling fp32"):

@@ -43,7 +43,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compared(picture: Path) -> Comparison:
-    return compare("espcn-x2", picture, backends=["torch_eager", "ncnn"], rounds=1)
+    return compare("espcn-x2", picture, backends=["torch_eager", "ncnn"], rounds=1, measure_seconds=1)
 
 
 def test_every_backend_has_a_row_quality_and_seams(compared: Comparison) -> None:
@@ -69,7 +69,7 @@ def test_seams_are_found_where_there_are_some(picture: Path, monkeypatch: pytest
         return load(source, **options, halo=0) if options.get("tile") else load(source, **options)
 
     monkeypatch.setattr("tilefuse.compare.load", without_halo)
-    found = compare("espcn-x2", picture, backends=["torch_eager"], precisions=["fp32"], rounds=1)
+    found = compare("espcn-x2", picture, backends=["torch_eager"], precisions=["fp32"], rounds=1, measure_seconds=1)
     seam = next(entry.seam for entry in found.entries if entry.seam is not None)
     assert seam.max_difference is not None
     assert seam.max_difference > 1e-3
@@ -80,7 +80,9 @@ def test_only_the_middle_of_a_large_result_is_shown(tmp_path: Path) -> None:
     torch.manual_seed(0)
     Image.fromarray(sample_picture(8, SHOWN_PX // 4 + 30)).convert("RGBA").save(tmp_path / "wide.png")
     module = ESPCN(4, features=(8, 4)).eval()
-    found = compare(module, tmp_path / "wide.png", backends=["torch_eager"], precisions=["fp32"], rounds=1)
+    found = compare(
+        module, tmp_path / "wide.png", backends=["torch_eager"], precisions=["fp32"], rounds=1, measure_seconds=1
+    )
     assert found.output_size == (SHOWN_PX + 120, 32)
     assert found.shown_size == (SHOWN_PX, 32)
     assert found.before.shape == (32, SHOWN_PX, 3)
@@ -100,7 +102,7 @@ def test_the_page_fetches_nothing_and_escapes_names(compared: Comparison) -> Non
 def test_the_command_writes_the_report(tmp_path: Path, picture: Path) -> None:
     output = tmp_path / "report.html"
     arguments = ("compare", "espcn-x2", picture, "-o", output, "--backends", "torch_eager", "--precision", "fp32")
-    result = command(*arguments, "--rounds", "1")
+    result = command(*arguments, "--rounds", "1", "--measure-seconds", "1")
     assert result.exit_code == 0, result.output
     assert output.read_text().startswith("<!doctype html>")
     one_line(command(*arguments), 2, "already exists", "--overwrite")

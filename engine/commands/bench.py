@@ -26,6 +26,7 @@ def bench_model(
     backends: str | None,
     precisions: str,
     rounds: int,
+    measure_seconds: float,
     json_file: Path | None,
     overwrite: bool,
 ) -> Bench:
@@ -42,6 +43,7 @@ def bench_model(
         backends=None if backends is None else listed(backends),
         precisions=listed(precisions),
         rounds=rounds,
+        measure_seconds=measure_seconds,
     )
     if json_file is not None:
         with replacing(json_file, overwrite=overwrite) as stream:

@@ -12,7 +12,15 @@ from tilefuse.report import render
 
 
 def write_report(
-    model: str, image: str, output: Path, *, backends: str | None, precisions: str, rounds: int, overwrite: bool
+    model: str,
+    image: str,
+    output: Path,
+    *,
+    backends: str | None,
+    precisions: str,
+    rounds: int,
+    measure_seconds: float,
+    overwrite: bool,
 ) -> Comparison:
     """Compare and write the report.
 
@@ -28,6 +36,7 @@ def write_report(
         backends=None if backends is None else listed(backends),
         precisions=listed(precisions),
         rounds=rounds,
+        measure_seconds=measure_seconds,
     )
     page = render(compared)
     with replacing(output, overwrite=overwrite) as stream:
