@@ -128,13 +128,14 @@ def to_onnx(
     number = _check_options(target, opset, precision, keep_fp32_io, calibration)
     with replacing(target, overwrite=overwrite) as stream:
         network = _network(source)
-        model, notes = _fp32(network, number)
         samples, kept = list(network.signature.others()), 0
-        if precision == "fp16":
-            model, kept = to_fp16(model, overflowing(model, samples), keep_fp32_io=keep_fp32_io)
-        elif precision == "int8":
+        if precision == "int8":
             calibrating, samples = calibration_samples(network.signature, calibration)
+        model, notes = _fp32(network, number)
+        if precision == "int8":
             model = quantise(model, calibrating)
+        elif precision == "fp16":
+            model, kept = to_fp16(model, overflowing(model, samples), keep_fp32_io=keep_fp32_io)
         channels = _image_channels(network)
         metadata = metadata_of(source, network.model, network.signature, channels, precision)
         describe(model, metadata)
