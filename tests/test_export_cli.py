@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.exporting import onnx
+from tests.exporting import onnx, tracing_once
 from tilefuse import cli
 from tilefuse.errors import ExportError, ImageError, UsageError
 
-pytestmark = pytest.mark.thorough
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("tracing_once")]
+__all__ = ["tracing_once"]
 
 
 def invoke(*arguments: object) -> tuple[str, Exception | None]:

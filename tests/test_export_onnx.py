@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import tilefuse
 from tests.exporting import metadata, onnx, ops, session, tiny, tracing_once
-from tests.models import build
 from tilefuse.errors import ExportError, UsageError
 from tilefuse.export import to_onnx
 from tilefuse.export.checkpoints import bundled, load_bundled
@@ -166,26 +166,24 @@ def test_a_strided_network_is_open_in_multiples(tmp_path: Path) -> None:
     assert all(size % 2 == 0 for check in report.checks for size in check.shapes[0][2:])
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("name", ["shared", "dcgan"])
-def test_batch_norms_that_nothing_precedes_are_folded_too(name: str, tmp_path: Path, assert_close: Compare) -> None:
-    module, example = build(name)
-    path = to_onnx(module, tmp_path / "b.onnx").path
-    assert "BatchNormalization" not in ops(path)
-    torch.manual_seed(1)
-    x = torch.rand_like(example)
-    model_input = session(path).get_inputs()[0].name
-    result = session(path).run(None, {model_input: x.numpy()})[0]
-    with torch.no_grad():
-        assert_close(torch.from_numpy(result), module(x), max_abs=1e-5)
+class Resizing(nn.Module):
+    """Resizes to the size of its input, which ONNX's Resize then takes at run time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.leave = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.interpolate(self.down(x), size=x.shape[2:], mode="bilinear")
+        return self.leave(y)
 
 
 @pytest.mark.thorough
 def test_a_network_that_torch_writes_untileably_is_written_from_its_graph(tmp_path: Path) -> None:
-    module, _ = build("unet")
+    module = Resizing().eval()
     report = to_onnx(module, tmp_path / "u.onnx")
-    assert report.inputs["image"] == ("batch", 3, "4*height", "4*width")
-    assert report.outputs["image_out"] == ("batch", 3, "4*height", "4*width")
+    assert report.inputs["image"] == ("batch", 3, "2*height", "2*width")
+    assert report.outputs["image_out"] == ("batch", 3, "2*height", "2*width")
     assert "written from the graph" in report.notes[0]
     assert tilefuse.load(report.path).footprint.halo == tilefuse.load(module).footprint.halo
 
@@ -198,10 +196,9 @@ def test_an_onnx_file_is_written_again(exported: Callable[[str], ExportReport], 
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("opset", [18, 22])
-def test_the_opset_is_the_one_asked_for(opset: int, tmp_path: Path) -> None:
-    report = to_onnx(tiny(), tmp_path / "o.onnx", opset=opset)
-    assert onnx.load(report.path).opset_import[0].version == report.opset == opset
+def test_the_opset_is_the_one_asked_for(tmp_path: Path) -> None:
+    report = to_onnx(tiny(), tmp_path / "o.onnx", opset=18)
+    assert onnx.load(report.path).opset_import[0].version == report.opset == 18
 
 
 class Branching(nn.Module):
