@@ -40,7 +40,7 @@ class AdversarialStage:
     loss: str
     weight: float
     perceptual_weight: float
-    share: float = 0.25
+    share: float = 0.2
     learning_rate: float = 2e-4
     features: int = 24
     stages: int = 4
@@ -114,7 +114,7 @@ RECIPES: dict[str, Recipe] = {
             2,
             FEWER_PICTURES,
             {"scale": 2, "channels": 3},
-            steps=2500,
+            steps=2000,
             batch=8,
             learning_rate=3e-3,
         ),
