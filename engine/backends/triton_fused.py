@@ -99,7 +99,9 @@ class TritonFused:
     ) -> Session:
         from tilefuse.backends.triton.session import TritonSession
 
-        return TritonSession(self._bound(model, shapes, device, precision, threads), tuple(shapes))
+        # A program of no images would have nothing to plan; the session answers for an empty batch itself.
+        full = [(max(shape[0], 1), *shape[1:]) if shape else shape for shape in shapes]
+        return TritonSession(self._bound(model, full, device, precision, threads), tuple(shapes))
 
     def compile_pixels(
         self, model: Model, shape: Shape, dtype: np.dtype[Any], *, device: str, precision: Precision, threads: int

@@ -16,7 +16,7 @@ from tilefuse.backends.triton.prepare import layer_channels, members, tail_of
 from tilefuse.graph import Node
 from tilefuse.kernels.epilogue import Epilogue, Kind
 from tilefuse.kernels.layer import Layer, pack_conv2d, pack_conv_transpose2d, pack_upsample_conv2d
-from tilefuse.ops import NO_PADDING, Activation, Binary, Conv2d, ConvTranspose2d, GroupNorm, Linear
+from tilefuse.ops import NO_PADDING, Activation, Binary, Conv2d, ConvTranspose2d, GroupNorm, Linear, Sides
 
 # A TMA descriptor takes rows of whole 16 bytes; narrower images go through pointers, where a prologue costs nothing.
 TMA_CHANNELS = 8
@@ -59,9 +59,16 @@ def emit_convolution(builder: Builder, node: Node) -> bool:
         tail = replace(tail, slopes=slopes)
     factor = _enlarged(builder, head, inputs[0])
     if factor > 1 and isinstance(head, Conv2d):
-        source = builder.place(builder.pending[inputs[0]].inputs[0])
+        source, padding = builder.place(builder.pending[inputs[0]].inputs[0]), head.padding
+        if head.padding_mode != "constant":
+            # Repeated before the enlargement, border pixels are at least as many as after it: the rest is cropped.
+            top, left, bottom, right = padding
+            more = (-(-top // factor), -(-left // factor), -(-bottom // factor), -(-right // factor))
+            source = _bordered(builder, node, more, "replicate", source)
+            top, left, bottom, right = (side - factor * added for side, added in zip(padding, more, strict=True))
+            padding = (top, left, bottom, right)
         layer = pack_upsample_conv2d(
-            weight, scale=(factor, factor), padding=head.padding, groups=head.groups, shuffle=tail.shuffle
+            weight, scale=(factor, factor), padding=padding, groups=head.groups, shuffle=tail.shuffle
         )
         _emit(builder, node, "upsample_conv2d", Before(source), layer, bias, tail)
         return True
@@ -75,7 +82,7 @@ def emit_convolution(builder: Builder, node: Node) -> bool:
         return True
     padding = head.padding
     if head.padding_mode != "constant" and padding != NO_PADDING:
-        before = replace(before, place=_bordered(builder, node, head, before.place))
+        before = replace(before, place=_bordered(builder, node, padding, head.padding_mode, before.place))
         padding = NO_PADDING
     layer = pack_conv2d(
         weight, stride=head.stride, padding=padding, dilation=head.dilation, groups=head.groups, shuffle=tail.shuffle
@@ -139,15 +146,19 @@ def _emit(
 def _enlarged(builder: Builder, head: Conv2d | ConvTranspose2d, name: str) -> int:
     """Factor by which a convolution may read a value enlarged, without the enlarged image."""
     node = builder.pending.get(name)
-    plain = isinstance(head, Conv2d) and (head.stride, head.dilation, head.padding_mode) == ((1, 1), (1, 1), "constant")
-    return enlargement(node) if node is not None and plain else 1
+    if node is None or not isinstance(head, Conv2d) or (head.stride, head.dilation) != ((1, 1), (1, 1)):
+        return 1
+    factor = enlargement(node)
+    # Reflected by less than the factor, an enlarged image repeats its border pixels.
+    mirrored = head.padding_mode == "reflect" and max(head.padding) < factor
+    return factor if mirrored or head.padding_mode in ("constant", "replicate") else 1
 
 
-def _bordered(builder: Builder, node: Node, head: Conv2d, place: Place) -> Place:
+def _bordered(builder: Builder, node: Node, sides: Sides, mode: str, place: Place) -> Place:
     n, h, w, c = place.shape
-    top, left, bottom, right = head.padding
+    top, left, bottom, right = sides
     padded = builder.buffer(f"{node.output}.padded", (n, h + top + bottom, w + left + right, c))
-    return builder.call("pad", padded.buffer, (place,), Border(head.padding, head.padding_mode, 0.0), padded)
+    return builder.call("pad", padded.buffer, (place,), Border(sides, mode, 0.0), padded)
 
 
 def _before(builder: Builder, name: str) -> Before:
