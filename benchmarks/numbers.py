@@ -1,6 +1,6 @@
 """The default engine against every other library called directly on the whole image, interleaved in one process.
 
-python -m benchmarks.numbers --json FILE [--only NAME ...] [--resume] [--rounds N] [--seconds S]
+python -m benchmarks.numbers [--json FILE] [--only NAME ...] [--resume] [--rounds N] [--seconds S]
 
 Every call goes from an 8-bit image to an 8-bit image (or from a seed to images). A peer counts as right where its
 result has at least 50 dB PSNR to fp32 torch and differs by at most one level: the engine's own rule for leaving fp32.
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import tilefuse
 from benchmarks.nets import CASES, Case
 from benchmarks.peers import PEERS, Direct, Peer
-from benchmarks.records import Record, Row, new_record, read_record
+from benchmarks.records import Record, Row, machine_folder, new_record, read_record
 from tilefuse.machine import cpu_threads
 from tilefuse.measurement import Subject
 from tilefuse.quality import max_levels, psnr
@@ -42,7 +42,7 @@ Call = Callable[[], NDArray[np.uint8]]
 def main() -> None:
     """Measure, write and print a line a case and the geometric means."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=Path, default=machine_folder() / "numbers.json")
     parser.add_argument(
         "--only", nargs="*", default=None, metavar="NAME", help="nets to measure, for instance espcn-x4"
     )
@@ -97,7 +97,7 @@ def measure(case: Case, peers: Sequence[Peer], *, rounds: int, budget_s: float) 
     found: dict[str, Row] = {name: _timing(seconds[name], first_s[name]) for name in seconds}
     for name, result in {**{name: call() for name, call in calls.items()}, **results}.items():
         # Random latents are drawn in another order by each side: of those only the time is compared.
-        found[name] |= _quality(result, expected) if case.size is not None or name in directs else {}
+        found[name] |= quality(result, expected) if case.size is not None or name in directs else {}
     for peer in peers:
         if peer.name in directs:
             network_ms = 1000 * statistics.median(directs[peer.name].network_s[2:] or directs[peer.name].network_s)
@@ -168,6 +168,12 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(statistics.fmean(math.log(value) for value in values))
 
 
+def quality(result: NDArray[np.uint8], expected: NDArray[np.uint8]) -> Row:
+    """Compare a result with the expected one; the PSNR is None where they are equal."""
+    found = psnr(result, expected)
+    return {"psnr_db": None if math.isinf(found) else found, "max_levels": max_levels(result, expected)}
+
+
 def _engine(case: Case, precision: str) -> tilefuse.Engine:
     return tilefuse.load(case.bundled or case.build(), precision=precision)
 
@@ -208,11 +214,6 @@ def _timing(seconds: Sequence[float], first_s: float) -> Row:
         "rounds": timing.rounds,
         "first_s": first_s,
     }
-
-
-def _quality(result: NDArray[np.uint8], expected: NDArray[np.uint8]) -> Row:
-    found = psnr(result, expected)
-    return {"psnr_db": None if math.isinf(found) else found, "max_levels": max_levels(result, expected)}
 
 
 def _plan(engine: tilefuse.Engine, case: Case) -> dict[str, Any]:
