@@ -16,13 +16,14 @@ from safetensors import safe_open
 
 import tilefuse
 from tilefuse.cli import cli
-from tilefuse.errors import ImageError, TilefuseError, UsageError
+from tilefuse.errors import CapacityError, ImageError, TilefuseError, UsageError
 from tilefuse.export.architectures import build, infer
 from tilefuse.export.checkpoints import bundled, load_bundled
 from tilefuse.export.generators.stylenet import TransformerNet
 from tilefuse.export.recipes.dataset import DataMix
 from tilefuse.export.recipes.loop import Step
 from tilefuse.export.recipes.photographs import held_out_photograph
+from tilefuse.export.recipes.random_features import random_features
 from tilefuse.export.recipes.starts import start_as_interpolation
 from tilefuse.export.recipes.style_losses import (
     content_loss,
@@ -175,10 +176,22 @@ def test_bundled_styles_look_like_their_style_and_their_content(name: str) -> No
 def test_bundled_styles_run_whole_through_the_engine(name: str, assert_close) -> None:  # type: ignore[no-untyped-def]
     image = as_tensor(face(64))[..., :60]
     module, _ = load_bundled(name)
-    engine = tilefuse.load(name, backend="torch_eager", precision="fp32", tile=24)
+    engine = tilefuse.load(name, backend="torch_eager", precision="fp32")
     with torch.no_grad():
         assert_close(torch.as_tensor(engine(image)), module(image))
     assert "whole image" in str(engine.plan(64, 60))
+    with pytest.raises(CapacityError, match="sees the whole image"):
+        tilefuse.load(name, backend="torch_eager", tile=24)(image)
+
+
+def test_features_first_used_without_gradients_have_them_later() -> None:
+    random_features.cache_clear()
+    image = torch.rand(1, 3, 16, 16, requires_grad=True)
+    with torch.inference_mode():
+        content_loss(image, image)
+    content_loss(image, torch.zeros(1, 3, 16, 16)).backward()
+    assert image.grad is not None
+    assert image.grad.abs().sum().item() > 0
 
 
 @pytest.mark.thorough

@@ -55,7 +55,9 @@ class RandomFeatures:
 @cache
 def random_features(filters: int, kernel: int, scales: int, channels: int = 3) -> RandomFeatures:
     """Gives the bank of these numbers, the same one each time."""
-    return RandomFeatures(filters, kernel, scales, channels=channels)
+    # Kept for other callers, who may want gradients through it, whatever mode the first is in.
+    with torch.inference_mode(False):
+        return RandomFeatures(filters, kernel, scales, channels=channels)
 
 
 def perceptual_distance(features: RandomFeatures, images: Tensor, references: Tensor) -> Tensor:
