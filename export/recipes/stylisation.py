@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tilefuse.export.generators.stylenet import TransformerNet
@@ -127,5 +128,5 @@ def measure_style(module: nn.Module, style: str, names: tuple[str, ...] = MEASUR
     return dict(zip(("style", "content", "photograph_style"), map(float, means), strict=True))
 
 
-def _tensor(picture: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float() / 255.0
+def _tensor(picture: NDArray[np.uint8]) -> Tensor:
+    return torch.tensor(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float() / 255.0
