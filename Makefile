@@ -4,7 +4,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo gallery test test-all check lint types clean
+.PHONY: demo gallery test test-all check lint types bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -40,6 +40,13 @@ types: $(STAMP)
 	cp -rs $(CURDIR)/engine/. build/types/tilefuse
 	cp -rs $(CURDIR)/kernels $(CURDIR)/export build/types/tilefuse
 	MYPYPATH=build/types $(PY) -m mypy -p tilefuse
+
+# Minutes on a quiet machine: records under benchmarks/results/, the README's tables and the plots in docs/.
+bench: $(STAMP)
+	$(PY) -m benchmarks.numbers
+	$(PY) -m pytest benchmarks -o python_files='bench_*.py' -o python_functions='bench_*' -o timeout=3600 -p no:xdist -q
+	$(PY) -m benchmarks.tables
+	$(PY) -m benchmarks.plots
 
 clean:
 	rm -rf build out .venv

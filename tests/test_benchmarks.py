@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import numbers
+from benchmarks import numbers, plots, tables
 from benchmarks.compare import changes
 from benchmarks.nets import CASES, Case, StyleNetwork
 from benchmarks.peers import PEERS, Direct
 from benchmarks.records import Record, machine_folder, new_record, read_record
+from benchmarks.replay import Replay
 from tests.conftest import Compare
 from tilefuse.export.generators.dcgan import DCGAN
 from tilefuse.export.generators.espcn import ESPCN
@@ -197,6 +198,89 @@ def test_numbers_resume_where_the_file_ends(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(numbers, "measure", lambda *_, **__: pytest.fail("the row is there already"))
     numbers.main()
     assert "geometric mean 2.00x" in capsys.readouterr().out
+
+
+def _engine_row(backend: str, ms: float) -> dict[str, object]:
+    return {"backend": backend, "precision": "fp32", "median_ms": ms}
+
+
+def test_tables_are_written_between_their_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"tilefuse": _engine_row("ncnn", 10.0), "openvino f32": {"median_ms": 8.0}}
+    row = {"case": "a 1x1", "net": "a", "size": "1x1", "median_ms": 10.0, "best_peer": "openvino f32", "times": times}
+    row |= {"ratio": 0.8, "ratio_fp32": 1.5, "best_fp32_peer": "openvino f32"}
+    new_record("numbers", [row]).write(tmp_path / "numbers.json")
+    new_record("tiling", [{"case": "t", "windows": 4, "computed": 1.1, "median_ms": 5.0, "of_whole": 1.2}]).write(
+        tmp_path / "tiling.json"
+    )
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- numbers:begin -->\nold\n<!-- numbers:end -->\nafter\n")
+    monkeypatch.setattr(sys, "argv", ["tables", "--results", str(tmp_path), "--readme", str(readme)])
+    with pytest.raises(SystemExit, match="no markers for: tiling"):
+        tables.main()
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- numbers:begin -->\n| net |")
+    assert text.endswith("<!-- numbers:end -->\nafter\n")
+    assert "old" not in text
+    assert "| a | 1x1 | 10.0 ms | ncnn fp32 | openvino f32, 8.0 ms | 0.80× (behind) | 1.50× of openvino f32 |" in text
+    assert "**0.80×** | **1.50×**" in text
+
+
+def test_every_table_has_a_head_and_a_row() -> None:
+    rows = {
+        "overhead": {"case": "x", "median_ms": 1500.0, "overhead_share": 0.084},
+        "fresh": {"case": "x", "median_ms": 1500.0, "growth_bytes": 3 << 20},
+        "tiling": {"case": "x", "windows": 4, "computed": 1.25, "median_ms": 1500.0, "of_whole": 1.1},
+    }
+    found = {suite: tables.TABLES[suite]([row]).splitlines() for suite, row in rows.items()}
+    assert all(len(lines) == 3 for lines in found.values())
+    assert found["overhead"][2] == "| x | 1.50 s | 8.4% |"
+    assert found["fresh"][2] == "| x | 1.50 s | 3 MiB |"
+    assert found["tiling"][2] == "| x | 4 | 1.25× | 1500.0 ms | 1.10× |"
+
+
+def test_plots_are_svg_of_the_rows_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {
+            "case": f"{name} {edge}",
+            "net": "espcn-x2",
+            "name": name,
+            "precision": "fp32",
+            "input_px": edge**2,
+            "median_ms": edge / speed,
+            "gflops": 10.0 * speed,
+            "flops_a_byte": 30.0,
+            "matmul_gflops": 100.0,
+            "copy_gbs": 10.0,
+        }
+        for name, speed in (("tilefuse default", 2), ("onnxruntime", 1))
+        for edge in (64, 128)
+    ]
+    new_record("latency", rows).write(tmp_path / "latency.json")
+    monkeypatch.setattr(sys, "argv", ["plots", "--results", str(tmp_path), "--docs", str(tmp_path)])
+    plots.main()
+    drawn = {name: (tmp_path / f"{name}.svg").read_text() for name in ("latency", "roofline")}
+    for text in drawn.values():
+        assert "</svg>" in text
+        assert ">tilefuse default<" in text
+        assert ">onnxruntime<" in text
+    assert "ceiling fp32" in drawn["roofline"]
+    plots.main()
+    assert {name: (tmp_path / f"{name}.svg").read_text() for name in drawn} == drawn
+
+
+def test_recorded_durations_are_what_is_counted() -> None:
+    played = Replay()
+    counted: list[float] = []
+
+    class Pedantic:
+        def pedantic(self, call, rounds: int, iterations: int) -> None:  # type: ignore[no-untyped-def]
+            for _ in range(rounds):
+                begin = played.now()
+                call()
+                counted.append(played.now() - begin)
+
+    played.play(Pedantic(), [1.0, 0.5, 2.0])
+    assert counted == [1.0, 0.5, 2.0]
 
 
 def _compare(before: Path, after: Path) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,91 @@
+"""Draw the latency record: time against image size, and the roofline.
+
+python -m benchmarks.plots [--results FOLDER] [--docs docs] [--net espcn-x2]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.records import Row, machine_folder, read_record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+OWN, OTHER = "-", "--"
+
+
+def main() -> None:
+    """Write docs/latency.svg and docs/roofline.svg."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=machine_folder())
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--net", default="espcn-x2")
+    options = parser.parse_args()
+    record = read_record(options.results / "latency.json")
+    rows = [row for row in record.rows if row["net"] == options.net]
+    if not rows:
+        raise SystemExit(f"{options.results / 'latency.json'} has no rows of {options.net}")
+    for path, draw in ((options.docs / "latency.svg", draw_latency), (options.docs / "roofline.svg", draw_roofline)):
+        save(path, draw, rows, f"{options.net}, 8-bit images, {record.machine}")
+        print(path)
+
+
+def save(path: Path, draw: object, rows: Sequence[Row], title: str) -> None:
+    """Draw into an SVG file whose text stays text and whose bytes depend on the rows alone."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams |= {"svg.hashsalt": "tilefuse", "svg.fonttype": "none", "font.size": 9}
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    draw(axes, rows)  # type: ignore[operator]
+    axes.set_title(title, fontsize=9)
+    axes.grid(True, which="both", alpha=0.25)
+    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+    pyplot.close(figure)
+
+
+def draw_latency(axes: Axes, rows: Sequence[Row]) -> None:
+    """Draw time against image size: one line a way of running it, dashed for the other libraries."""
+    for name in dict.fromkeys(row["name"] for row in rows):
+        line = sorted((row["input_px"] / 1e6, row["median_ms"]) for row in rows if row["name"] == name)
+        default = name == "tilefuse default"
+        axes.plot(
+            *zip(*line, strict=True),
+            OWN if name.startswith("tilefuse") else OTHER,
+            label=name,
+            marker="o",
+            markersize=3,
+            linewidth=3 if default else 1.2,
+            zorder=3 if default else 2,
+        )
+    axes.set(xscale="log", yscale="log", xlabel="input megapixels", ylabel="ms, median")
+    axes.legend(fontsize=7, ncols=2)
+
+
+def draw_roofline(axes: Axes, rows: Sequence[Row]) -> None:
+    """Draw rates at the largest size under the measured ceilings; intensity counts every layer's traffic."""
+    largest = max(row["input_px"] for row in rows)
+    shown = [row for row in rows if row["input_px"] == largest]
+    intensity = shown[0]["flops_a_byte"]
+    reach = [intensity / 16, intensity * 16]
+    for precision in dict.fromkeys(row["precision"] for row in shown):
+        row = next(row for row in shown if row["precision"] == precision)
+        grid = [reach[0] * (reach[1] / reach[0]) ** (step / 64) for step in range(65)]
+        roof = [min(row["matmul_gflops"], each * row["copy_gbs"]) for each in grid]
+        axes.plot(grid, roof, label=f"ceiling {precision}: matrix product, copy", linewidth=2)
+    for place, row in enumerate(sorted(shown, key=lambda row: -row["gflops"])):
+        # Apart by a hair: all stand at the net's one intensity.
+        x = intensity * 1.06**place
+        axes.plot([x], [row["gflops"]], "o" if row["name"].startswith("tilefuse") else "s", label=row["name"])
+    axes.set(xscale="log", yscale="log", xlabel="FLOP a byte of the layers' traffic", ylabel="GFLOP/s")
+    axes.legend(fontsize=7, ncols=2)
+
+
+if __name__ == "__main__":
+    main()
