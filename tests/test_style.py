@@ -38,7 +38,7 @@ from tilefuse.export.recipes.stylisation import measure_style, style_picture
 from tilefuse.export.stylisation import StyleLosses, stylise
 
 CPU = torch.device("cpu")
-BUNDLED = ("style-mosaic",)
+BUNDLED = ("style-mosaic", "style-waves")
 TINY = dataclasses.replace(
     STYLE_RECIPES["style-mosaic"],
     hyper_parameters={"widths": (8, 8, 8), "blocks": 1, "img_range": 20.0},
