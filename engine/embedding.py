@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
 import numpy as np
-import torch
+import torch.utils.dlpack
 from numpy.typing import NDArray
 
 from tilefuse.errors import ImageError, UsageError
@@ -66,7 +66,8 @@ def array_of(image: object) -> NDArray[Any]:
         if hasattr(image, "__array_interface__"):
             return np.asarray(image)
         if hasattr(image, "__dlpack__"):
-            return cast(NDArray[Any], torch.from_dlpack(image).detach().cpu().numpy())
+            # Not numpy.from_dlpack, which can't fetch from a GPU.
+            return torch.utils.dlpack.from_dlpack(image).detach().cpu().numpy()
     # What a foreign object raises while it is asked for its data is its own affair.
     except Exception as error:
         raise ImageError(f"{type(image).__name__} did not give its data: {error}; give a numpy array") from error

@@ -23,4 +23,5 @@ def sample_picture(height: int, width: int, channels: int = 3, seed: int = 0) ->
         colour = rng.uniform(0, 255, channels).astype(np.float32)
         picture = np.where(inside, colour * (0.8 + 0.2 * x), picture)
     picture += rng.normal(0, 2, picture.shape).astype(np.float32)
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    return levels
