@@ -89,6 +89,12 @@ def test_a_normalisation_is_applied_before_the_padding(inputs, dtype):
     compare(conv2d, conv2d_ref, x, w, padding=SAME, prologue=prologue)
 
 
+@pytest.mark.parametrize("inputs", [3, 20])
+def test_padding_is_zero_behind_an_activation_that_is_not(inputs):
+    x, w = draw(1, 3, 4, inputs), weight(8, inputs, 3, 3)
+    compare(conv2d, conv2d_ref, x, w, padding=SAME, prologue=Prologue(activation="sigmoid"))
+
+
 def test_a_normalisation_reaches_a_depthwise_layer():
     x, w = draw(2, 5, 6, 8), weight(8, 1, 3, 3)
     prologue = Prologue(scale=draw(2, 8, seed=5), shift=draw(2, 8, seed=6) + 2, activation="relu")
@@ -134,19 +140,19 @@ def test_an_empty_batch_gives_an_empty_result():
 
 
 def test_places_past_two_to_the_31_are_addressed():
-    """Two images 2³¹ and more bytes apart: address space, of which a few pages are ever touched."""
-    step = 2**31 + 64
-    far_in, far_out = (torch.empty(step + 4096, dtype=torch.uint8, device=DEVICE) for _ in range(2))
-    x = far_in.as_strided((2, 4, 4, 3), (step, 12, 3, 1))
-    out = far_out.as_strided((2, 4, 4, 4), (step, 16, 4, 1))
-    near = draw(2, 4, 4, 3, dtype=torch.uint8)
+    """Three images 2³⁰ and more bytes apart: address space, of which a few pages are ever touched."""
+    step = 2**30 + 64
+    far_in, far_out = (torch.empty(2 * step + 4096, dtype=torch.uint8, device=DEVICE) for _ in range(2))
+    x = far_in.as_strided((3, 4, 4, 3), (step, 12, 3, 1))
+    out = far_out.as_strided((3, 4, 4, 4), (step, 16, 4, 1))
+    near = draw(3, 4, 4, 3, dtype=torch.uint8)
     x.copy_(near)
     w, epilogue = weight(4, 3, 3, 3), Epilogue(out_dtype=torch.uint8, output_scale=90.0, output_shift=100.0)
     conv2d(x, w, padding=SAME, epilogue=epilogue, out=out)
     assert torch.equal(out, conv2d_ref(near, w, padding=SAME, epilogue=epilogue))
 
 
-X, W, B = (1, 4, 4, 16), (8, 16, 3, 3), 8
+X, W = (1, 4, 4, 16), (8, 16, 3, 3)
 REFUSED = {
     "x is torch.float64": lambda: conv2d(draw(*X).double(), weight(*W)),
     "x is torch.float16": lambda: conv2d(draw(*X, dtype=HALF), weight(*W)),

@@ -81,6 +81,14 @@ def test_integers_are_clipped_and_rounded_half_to_even():
     assert made.flatten().tolist() == [0, 0, 0, 2, 2, 254, 255, 255]
 
 
+@pytest.mark.parametrize("dtype", [HALF, BF16])
+def test_half_types_round_as_torch_does(dtype):
+    """Values half-way between two of the type, and near them: 1 + k / 2¹² from 1 to 3."""
+    x = (1 + torch.arange(8192, device=DEVICE) / 4096).reshape(1, 1, 8192, 1)
+    made = conv2d(x, torch.ones(1, 1, 1, 1, device=DEVICE), epilogue=Epilogue(out_dtype=dtype))
+    assert torch.equal(made, x.to(dtype))
+
+
 @pytest.mark.parametrize("dtype", [U8, U16, HALF, BF16, FULL])
 @pytest.mark.parametrize("shuffle", [2, 3, 4])
 @pytest.mark.parametrize("width", [4, 5])
