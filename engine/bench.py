@@ -54,9 +54,9 @@ class Row:
     """One backend at one size. Rates are of the median call on 8-bit images, conversions and tiling included.
 
     `name` is `default` for the engine's own choice. `compile_s` is what the first call took beyond the median;
-    `peak_bytes` the growth of the process while it ran. `psnr_db` is against fp32 torch, None where the results are
-    equal; `max_levels` the largest difference in levels of 8 bits. `refused` is the reason it can't serve, and then
-    nothing else is there.
+    `peak_bytes` the growth of the process while it ran, or of torch's memory on a GPU. `psnr_db` is against fp32
+    torch, None where the results are equal; `max_levels` the largest difference in levels of 8 bits. `refused` is the
+    reason it can't serve, and then nothing else is there.
     """
 
     name: str
@@ -138,8 +138,8 @@ def bench(
         UsageError: a backend or precision has no such name.
     """
     names, wanted = checked_names(backends, precisions)
-    ceilings = measure_ceilings(wanted)
-    model = load(source).model
+    engine = load(source)
+    model, ceilings = engine.model, measure_ceilings(wanted, engine.serving.device)
     images = [None] if model.footprint is None else [_sample(model, size) for size in sizes]
     rows = [
         trial.row
@@ -164,11 +164,11 @@ def checked_names(
     return tuple(names), cast(tuple[Precision, ...], tuple(precisions))
 
 
-def measure_ceilings(precisions: Sequence[Precision]) -> dict[Precision, Ceiling]:
+def measure_ceilings(precisions: Sequence[Precision], device: str = "cpu") -> dict[Precision, Ceiling]:
     """Measure the ceilings of fp32 and of every precision named."""
     # As the torch backend does when it compiles: a ceiling of fewer threads would be none.
     torch.set_num_threads(cpu_threads())
-    return {precision: measure_ceiling(precision) for precision in dict.fromkeys([*precisions, "fp32"])}
+    return {precision: measure_ceiling(precision, device) for precision in dict.fromkeys([*precisions, "fp32"])}
 
 
 def machine_name() -> str:
@@ -231,7 +231,7 @@ def run_trials(
                 channels = 1 if image.ndim == 2 else image.shape[2]
                 engine.warm(*image.shape[:2], channels=channels, seconds=measure_seconds)
             subject = _Subject(name, engine, lambda engine=engine: call(engine))  # type: ignore[misc]
-            firsts[name] = _first(subject.call)
+            firsts[name] = _first(subject)
         except (BackendError, CapacityError, DeviceError) as error:
             refused.append(Trial(Row(name, backend, precision, shown, refused=str(error))))
         else:
@@ -255,9 +255,21 @@ def _caller(image: NDArray[np.uint8] | None) -> Callable[[Engine], NDArray[np.ui
     return lambda engine: engine(image)
 
 
-def _first(call: Callable[[], NDArray[np.uint8]]) -> _First:
+def _first(subject: _Subject) -> _First:
     results: list[NDArray[np.uint8]] = []
-    seconds, peak = peak_growth(lambda: timed(lambda: results.append(call())))
+
+    def run() -> float:
+        return timed(lambda: results.append(subject.call()))
+
+    device = subject.engine.serving.device
+    if device == "cpu":
+        seconds, peak = peak_growth(run)
+    else:
+        # Of other libraries than torch the device's memory is not told.
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        seconds, peak = run(), None
+        peak = max(0, torch.cuda.max_memory_allocated(device) - before) or None
     return _First(seconds, peak, results[0])
 
 

@@ -96,7 +96,9 @@ def compare(
     pixels, notes = _eight_bit(read_image(image))
     engine = load(source)
     engine.model.geometry()
-    trials = run_trials(source, pixels, names, wanted, rounds, measure_seconds, ceilings=measure_ceilings(wanted))
+    trials = run_trials(
+        source, pixels, names, wanted, rounds, measure_seconds, ceilings=measure_ceilings(wanted, engine.serving.device)
+    )
     chosen = next(trial for trial in trials if trial.row.name == DEFAULT)
     if chosen.engine is None or chosen.result is None:
         raise BackendError(f"{engine.model.name} can't run on {image}: {chosen.row.refused}")

@@ -6,7 +6,7 @@ Architectures", CACM 52(4), 2009.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -20,7 +20,7 @@ from tilefuse.graph import Graph, Shape
 from tilefuse.machine import cache_bytes
 from tilefuse.timing import timed
 
-_EDGE = 1536
+_EDGE, _GPU_EDGE = 1536, 8192
 # Four times the cache, or the copy would run inside it.
 _COPY_CACHES = 4
 _COPY_BYTES_MAX = 1 << 29
@@ -40,15 +40,30 @@ class Ceiling:
         return self.matmul_gflops / self.copy_gbs
 
 
-def measure_ceiling(precision: Precision = "fp32", rounds: int = 5) -> Ceiling:
-    """Time a matrix product and a copy in torch, with its present number of threads; the best of the rounds."""
-    a = torch.rand(_EDGE, _EDGE).to(DTYPES[precision])
-    source = torch.rand(min(_COPY_CACHES * cache_bytes(), _COPY_BYTES_MAX) // FLOAT_BYTES)
+def measure_ceiling(precision: Precision = "fp32", device: str = "cpu", rounds: int = 5) -> Ceiling:
+    """Time a matrix product and a copy in torch, on the CPU with its present number of threads; the best of the rounds.
+
+    fp32 is exact: no TF32.
+    """
+    edge = _EDGE if device == "cpu" else _GPU_EDGE
+    a = torch.rand(edge, edge, device=device).to(DTYPES[precision])
+    cached = _COPY_CACHES * cache_bytes() if device == "cpu" else _COPY_BYTES_MAX
+    source = torch.rand(min(cached, _COPY_BYTES_MAX) // FLOAT_BYTES, device=device)
     target = torch.empty_like(source)
+
+    def best(call: Callable[[], object]) -> float:
+        def waited() -> None:
+            call()
+            if device != "cpu":
+                torch.cuda.synchronize(device)
+
+        waited()
+        return min(timed(waited) for _ in range(rounds))
+
     with torch.no_grad(), exact_fp32():
-        matmul_s = min(timed(lambda: torch.mm(a, a)) for _ in range(rounds))
-    copy_s = min(timed(lambda: target.copy_(source)) for _ in range(rounds))
-    return Ceiling(precision, 2 * _EDGE**3 / matmul_s / 1e9, 2 * source.numel() * FLOAT_BYTES / copy_s / 1e9)
+        matmul_s = best(lambda: torch.mm(a, a))
+    copy_s = best(lambda: target.copy_(source))
+    return Ceiling(precision, 2 * edge**3 / matmul_s / 1e9, 2 * source.numel() * FLOAT_BYTES / copy_s / 1e9)
 
 
 def traffic_bytes(graph: Graph, shapes: Mapping[str, Shape], itemsize: int = FLOAT_BYTES) -> int:
