@@ -45,6 +45,7 @@ from tilefuse.runners import FloatRunner, PixelRunner
 from tilefuse.selection import Choices
 from tilefuse.serving import choose
 from tilefuse.sessions import SessionCache
+from tilefuse.shrinking import ShrinkingRunner
 from tilefuse.source import load_model
 from tilefuse.streaming_run import StreamJob, checked_compression
 from tilefuse.tensor_images import run_tensor
@@ -235,6 +236,7 @@ class Engine(Embedded):
             sum(run.seconds for run in runs),
             sum(run.compute_seconds for run in runs),
             sum(run.rerun_fp32 for run in runs),
+            tuple(dict.fromkeys(note for run in runs for note in run.notes)),
         )
         return assemble(picture, jobs, self.scale, holes), made, execution
 
@@ -253,6 +255,9 @@ class Engine(Embedded):
                 self._runner(jobs[0], grid.window, serving, serving.precision)
             except BackendError as error:
                 failed.append(f"{serving.backend} can't compile this window: {error}")
+            except MemoryError:
+                # Smaller windows are what running it comes to.
+                return made, grid, serving, jobs
             else:
                 return made, grid, serving, jobs
         raise BackendError("; ".join(failed))
@@ -295,22 +300,38 @@ class Engine(Embedded):
         key = SessionKey(serving.backend, images, window, precision, serving.threads, dtype.name)
         return cast(PixelSession, self._sessions.get(key))
 
+    def forget(self, window: tuple[int, int]) -> None:
+        """Give up what was compiled for windows of a shape."""
+        self._sessions.forget(lambda key: key.window == window)
+
     def _run(self, job: Job, grid: Grid, serving: Serving, progress: Progress | None) -> Execution:
         if self._takes_pixels(job):
             reader: Any = PixelReader(cast(Integers, job.source))
             writer: Any = PixelWriter(cast(Integers, job.result))
         else:
             reader, writer = ArrayReader(job.source, self.model.image_channels[0]), ArrayWriter(job.result)
+
+        def shrinking(precision: Precision) -> ShrinkingRunner[Any]:
+            return ShrinkingRunner(
+                lambda window: self._runner(job, window, serving, precision),
+                grid.window,
+                self.footprint,
+                self.options.request.halo_px,
+                self.forget,
+            )
+
+        runner = shrinking(serving.precision)
         reduced = serving.precision != "fp32"
-        return execute(
+        done = execute(
             grid,
-            self._runner(job, grid.window, serving, serving.precision),
+            runner,
             reader,
             writer,
-            exact=(lambda: self._runner(job, grid.window, serving, "fp32")) if reduced else None,
+            exact=(lambda: shrinking("fp32")) if reduced else None,
             progress=progress,
             workers=serving.workers,
         )
+        return replace(done, notes=runner.notes)
 
     def _runner(self, job: Job, window: tuple[int, int], serving: Serving, precision: Precision) -> Runner[Any]:
         images = job.source.shape[0]

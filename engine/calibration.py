@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -45,12 +46,17 @@ class Difference:
 
 def picture(height: int, width: int, channels: int, images: int, dtype: np.dtype[Any]) -> Pixels:
     """Draw pixels [N, H, W, C], photograph-like; a smaller picture is the corner of a larger one."""
-    small = sample_picture(_PICTURE_PX, _PICTURE_PX, channels)[:height, :width]
+    small = _sample(channels)[:height, :width]
     margin = ((0, height - small.shape[0]), (0, width - small.shape[1]), (0, 0))
     drawn = np.pad(small, margin, mode="symmetric")
     values = drawn if dtype == np.uint8 else (drawn * (FULL_SCALE[dtype] / 255)).astype(dtype)
     result: Pixels = np.ascontiguousarray(np.broadcast_to(values, (images, *values.shape)))
     return result
+
+
+@cache
+def _sample(channels: int) -> NDArray[np.uint8]:
+    return sample_picture(_PICTURE_PX, _PICTURE_PX, channels)
 
 
 def probe_size(model: Model, height: int, width: int, most_flops: float) -> tuple[int, int]:

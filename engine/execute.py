@@ -48,12 +48,16 @@ class Runner(Protocol[Tile]):
 
 @dataclass(frozen=True)
 class Execution:
-    """What a run did. `compute_seconds` is time inside the backend; `rerun_fp32` counts windows computed again."""
+    """What a run did. `compute_seconds` is time inside the backend; `rerun_fp32` counts windows computed again.
+
+    `notes` say what the user should know of it.
+    """
 
     windows: int
     seconds: float
     compute_seconds: float
     rerun_fp32: int
+    notes: tuple[str, ...] = ()
 
 
 def execute(

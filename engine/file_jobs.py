@@ -84,7 +84,7 @@ def _run_held(
             on_plan(made)
 
     result, made, execution = engine.run_picture(picture, progress=progress, on_plan=check_plan, mask=mask)
-    notes = (*picture.notes, *write_image(path, result, overwrite=job.overwrite))
+    notes = (*picture.notes, *execution.notes, *write_image(path, result, overwrite=job.overwrite))
     return Report(
         input=job.source,
         output=path,
@@ -120,6 +120,8 @@ def _run_streamed(
         lambda info, begun: _serving(engine, info, begun),
         lambda serving, window, precision: engine.session(serving, 1, window, precision),
         lambda serving, window, dtype, precision: engine.pixel_session(serving, 1, window, dtype, precision),
+        engine.options.request.halo_px,
+        engine.forget,
     )
     done = run_interruptibly(
         lambda cancelled: run_streamed(
@@ -135,7 +137,7 @@ def _run_streamed(
         compute_seconds=done.execution.compute_seconds,
         seconds=time.perf_counter() - started,
         approximate=not done.plan.exact,
-        notes=done.notes,
+        notes=(*done.notes, *done.execution.notes),
         resumed=done.resumed,
     )
 

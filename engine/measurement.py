@@ -118,7 +118,8 @@ def measure(task: Task) -> tuple[Measurement, ...]:
     refused: list[Measurement] = []
     entrants: list[_Entrant] = []
     for candidate in _backends(task):
-        found = _enter(probe, candidate, reference, first_deadline)
+        # However short the time, one is measured.
+        found = _enter(probe, candidate, reference, first_deadline if entrants else math.inf)
         (entrants if isinstance(found, _Entrant) else refused).append(found)  # type: ignore[arg-type]
     first = _ranked(entrants, first_deadline)
     del entrants

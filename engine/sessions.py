@@ -31,3 +31,9 @@ class SessionCache(Generic[Key]):
             while len(self._sessions) > self._capacity:
                 self._sessions.popitem(last=False)
             return self._sessions[key]
+
+    def forget(self, unwanted: Callable[[Key], bool]) -> None:
+        """Give up the sessions that `unwanted` tells, so that their memory is free once nobody runs them."""
+        with self._lock:
+            for key in [key for key in self._sessions if unwanted(key)]:
+                del self._sessions[key]

@@ -25,6 +25,7 @@ from tilefuse.machine import release_memory
 from tilefuse.model import Model
 from tilefuse.planner import Plan, Request, Serving, plan
 from tilefuse.runners import FloatRunner, PixelRunner
+from tilefuse.shrinking import ShrinkingRunner
 from tilefuse.storage import check_target, encode, open_raster
 from tilefuse.storage.base import RasterInfo, RasterReader
 from tilefuse.storage.flat import FlatRaster, check_free_space, disk_errors
@@ -71,6 +72,8 @@ class Network:
     choose: Callable[[RasterInfo, Header | None], Serving]
     floats: Callable[[Serving, tuple[int, int], Precision], Session]
     pixels: Callable[[Serving, tuple[int, int], np.dtype[Any], Precision], PixelSession]
+    halo_px: int | None = None
+    forget: Callable[[tuple[int, int]], None] = lambda _: None
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,12 +216,13 @@ def _compute(
         reader = RasterWindows(work.reader, work.info, work.planes)
         writer = RasterCores(finished, work.reader, work.info, work.planes)
     precision = work.serving.precision
+    runner = _runner(work, precision)
     try:
         execution = _named(
             work.job,
             lambda: execute(
                 grid,
-                _runner(work, precision),
+                runner,
                 reader,
                 writer,
                 exact=None if precision == "fp32" else lambda: _runner(work, "fp32"),
@@ -230,14 +234,19 @@ def _compute(
         finished.flush()
     finally:
         finished.close()
-    return execution
+    return replace(execution, notes=runner.notes)
 
 
-def _runner(work: Work, precision: Precision) -> Runner[Any]:
-    window, network = work.grid.window, work.network
-    if work.planes.are_pixels(work.info):
-        return PixelRunner(network.pixels(work.serving, window, work.info.dtype, precision))
-    return FloatRunner(network.floats(work.serving, window, precision), one_by_one=True)
+def _runner(work: Work, precision: Precision) -> ShrinkingRunner[Any]:
+    network = work.network
+
+    def compiled(window: tuple[int, int]) -> Runner[Any]:
+        if work.planes.are_pixels(work.info):
+            return PixelRunner(network.pixels(work.serving, window, work.info.dtype, precision))
+        return FloatRunner(network.floats(work.serving, window, precision), one_by_one=True)
+
+    geometry = network.model.geometry()
+    return ShrinkingRunner(compiled, work.grid.window, geometry, network.halo_px, network.forget)
 
 
 def _check_names(job: StreamJob, files: JobFiles) -> None:

@@ -63,7 +63,7 @@ def test_float_images_leave_the_network_unclipped(engine: tilefuse.Engine) -> No
     assert result.min() < 0 or result.max() > 1
 
 
-@pytest.mark.parametrize("backend", list(registry.BACKENDS))
+@pytest.mark.parametrize("backend", registry.automatic())
 def test_tiled_equals_whole_on_every_backend(backend: str, photograph: np.ndarray) -> None:
     if registry.get(backend).available():
         pytest.skip(str(registry.get(backend).available()))

@@ -1,0 +1,142 @@
+"""Windows that go on when memory runs out: the same window again, in smaller ones cut out of it.
+
+A window is to its parts what an image is to its windows, so the result is the same, and what was finished before
+stays finished. Parts as small as the first that fitted are kept for the windows after it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar, cast
+
+import numpy as np
+from torch import Tensor
+
+from tilefuse.errors import CapacityError
+from tilefuse.execute import Runner
+from tilefuse.footprint import Footprint
+from tilefuse.machine import available_memory, format_bytes, release_memory
+from tilefuse.tiling import Grid, grid
+
+MOST_SHRINKS = 4
+
+Tile = TypeVar("Tile")
+
+
+class ShrinkingRunner(Generic[Tile]):
+    """Runs windows of one shape, in parts of half the edge after each time that memory ran out.
+
+    `make` compiles for a window shape and `forget` gives up what was compiled for one. `halo_px` replaces the exact
+    halo. Safe to use from several threads at once.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[tuple[int, int]], Runner[Tile]],
+        window: tuple[int, int],
+        footprint: Footprint,
+        halo_px: int | None = None,
+        forget: Callable[[tuple[int, int]], None] = lambda _: None,
+    ) -> None:
+        self._make = make
+        self._window = window
+        self._footprint = footprint
+        self._halo_px = halo_px
+        self._forget = forget
+        self._lock = threading.Lock()
+        self._shrinks = 0
+        self._failed: list[tuple[int, int]] = []
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Say which windows memory ran out in, if it did."""
+        if not self._failed:
+            return ()
+        return (f"memory ran out in windows of {_listed(self._failed)}: smaller ones were run in their place",)
+
+    def run(self, tile: Tile) -> tuple[Tile, bool]:
+        """Run a window.
+
+        Raises:
+            CapacityError: memory ran out in the smallest parts too.
+        """
+        while True:
+            shrinks = self._shrinks
+            try:
+                return self._run_parts(tile, shrinks)
+            except MemoryError as error:
+                self._shrink(shrinks, error)
+
+    def crop(self, result: Tile, rows: slice, columns: slice) -> Tile:
+        """Cut a piece out of a window or of its result."""
+        return cast(Tile, _crop(result, rows, columns))
+
+    def _shrink(self, shrinks: int, error: MemoryError) -> None:
+        """Go on with smaller parts, unless another thread has said so already."""
+        with self._lock:
+            if self._shrinks > shrinks:
+                return
+            shape = self._cut(shrinks).window
+            self._failed.append(shape)
+            self._forget(shape)
+            release_memory()
+            # A deep halo leaves a window as it is for a step or two.
+            further = range(shrinks + 1, MOST_SHRINKS + 1)
+            smaller = next((count for count in further if self._cut(count).window != shape), None)
+            if smaller is None:
+                raise CapacityError(self._refusal(error)) from error
+            self._shrinks = smaller
+
+    def _refusal(self, error: MemoryError) -> str:
+        reach = self._footprint.global_ops
+        why = f"; it can't be cut smaller: {reach[0]} sees all of it" if reach and self._halo_px is None else ""
+        return (
+            f"memory ran out in windows of {_listed(self._failed)}, with {format_bytes(available_memory())} free in "
+            f"this machine ({error}){why}. Allow less with memory=, take a smaller tile, or free some memory"
+        )
+
+    def _cut(self, shrinks: int) -> Grid:
+        height, width = self._window
+        # An op that sees all of a window sees less in its parts, and would give another result.
+        whole = shrinks == 0 or (bool(self._footprint.global_ops) and self._halo_px is None)
+        tile = 0 if whole else max(1, max(self._window) >> shrinks)
+        return grid(height, width, tile, self._footprint, self._halo_px)
+
+    def _run_parts(self, tile: Tile, shrinks: int) -> tuple[Tile, bool]:
+        cut = self._cut(shrinks)
+        runner = self._make(cut.window)
+        if len(cut) == 1:
+            return runner.run(tile)
+        whole: Tile | None = None
+        all_finite = True
+        for index in range(len(cut)):
+            y, x = cut[index].y, cut[index].x
+            result, finite = runner.run(runner.crop(tile, slice(y.start, y.stop), slice(x.start, x.stop)))
+            if whole is None:
+                whole = cast(Tile, _blank(result, cut.output))
+            rows, columns = slice(y.core_start, y.core_stop), slice(x.core_start, x.core_stop)
+            own_rows = slice(y.crop, y.crop + y.core_stop - y.core_start)
+            own_columns = slice(x.crop, x.crop + x.core_stop - x.core_start)
+            _crop(whole, rows, columns)[...] = runner.crop(result, own_rows, own_columns)
+            all_finite = all_finite and finite
+        return cast(Tile, whole), all_finite
+
+
+def _crop(tile: object, rows: slice, columns: slice) -> Tensor | np.ndarray:  # type: ignore[type-arg]
+    """Cut float tensors [N, C, H, W] or integer arrays [N, H, W, C]."""
+    if isinstance(tile, Tensor):
+        return tile[:, :, rows, columns]
+    return cast("np.ndarray", tile)[:, rows, columns]  # type: ignore[type-arg]
+
+
+def _blank(piece: object, size: tuple[int, int]) -> Tensor | np.ndarray:  # type: ignore[type-arg]
+    """Make room for a result of which a piece is known."""
+    if isinstance(piece, Tensor):
+        return piece.new_empty((*piece.shape[:2], *size))
+    array = cast("np.ndarray", piece)  # type: ignore[type-arg]
+    return np.empty((array.shape[0], *size, array.shape[3]), array.dtype)
+
+
+def _listed(shapes: list[tuple[int, int]]) -> str:
+    return ", ".join(f"{width}x{height}" for height, width in shapes)
