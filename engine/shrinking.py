@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tilefuse.errors import CapacityError
@@ -70,7 +71,8 @@ class ShrinkingRunner(Generic[Tile]):
 
     def crop(self, result: Tile, rows: slice, columns: slice) -> Tile:
         """Cut a piece out of a window or of its result."""
-        return cast(Tile, _crop(result, rows, columns))
+        cut: Tile = _crop(result, rows, columns)
+        return cut
 
     def _shrink(self, shrinks: int, error: MemoryError) -> None:
         """Go on with smaller parts, unless another thread has said so already."""
@@ -114,7 +116,7 @@ class ShrinkingRunner(Generic[Tile]):
             y, x = cut[index].y, cut[index].x
             result, finite = runner.run(runner.crop(tile, slice(y.start, y.stop), slice(x.start, x.stop)))
             if whole is None:
-                whole = cast(Tile, _blank(result, cut.output))
+                whole = _blank(result, cut.output)
             rows, columns = slice(y.core_start, y.core_stop), slice(x.core_start, x.core_stop)
             own_rows = slice(y.crop, y.crop + y.core_stop - y.core_start)
             own_columns = slice(x.crop, x.crop + x.core_stop - x.core_start)
@@ -123,18 +125,18 @@ class ShrinkingRunner(Generic[Tile]):
         return cast(Tile, whole), all_finite
 
 
-def _crop(tile: object, rows: slice, columns: slice) -> Tensor | np.ndarray:  # type: ignore[type-arg]
-    """Cut float tensors [N, C, H, W] or integer arrays [N, H, W, C]."""
+def _crop(tile: object, rows: slice, columns: slice) -> Any:
+    """Cut float tensors [N, C, H, W] or integer arrays [N, H, W, C]; a view."""
     if isinstance(tile, Tensor):
         return tile[:, :, rows, columns]
-    return cast("np.ndarray", tile)[:, rows, columns]  # type: ignore[type-arg]
+    return cast(NDArray[Any], tile)[:, rows, columns]
 
 
-def _blank(piece: object, size: tuple[int, int]) -> Tensor | np.ndarray:  # type: ignore[type-arg]
+def _blank(piece: object, size: tuple[int, int]) -> Any:
     """Make room for a result of which a piece is known."""
     if isinstance(piece, Tensor):
         return piece.new_empty((*piece.shape[:2], *size))
-    array = cast("np.ndarray", piece)  # type: ignore[type-arg]
+    array = cast(NDArray[Any], piece)
     return np.empty((array.shape[0], *size, array.shape[3]), array.dtype)
 
 
