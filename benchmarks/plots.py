@@ -8,14 +8,24 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.records import Row, machine_folder, read_record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-OWN, OTHER = "-", "--"
+# One colour a library, however it is reached.
+COLOURS = {
+    "default": "black",
+    "ncnn": "tab:green",
+    "openvino": "tab:blue",
+    "onnxruntime": "tab:orange",
+    "torch_eager": "tab:red",
+    "torch eager": "tab:red",
+    "inductor": "tab:purple",
+    "torch.compile": "tab:purple",
+}
 
 
 def main() -> None:
@@ -42,7 +52,7 @@ def save(path: Path, draw: object, rows: Sequence[Row], title: str) -> None:
     from matplotlib import pyplot
 
     matplotlib.rcParams |= {"svg.hashsalt": "tilefuse", "svg.fonttype": "none", "font.size": 9}
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 4.8), layout="constrained")
     draw(axes, rows)  # type: ignore[operator]
     axes.set_title(title, fontsize=9)
     axes.grid(True, which="both", alpha=0.25)
@@ -54,18 +64,10 @@ def draw_latency(axes: Axes, rows: Sequence[Row]) -> None:
     """Draw time against image size: one line a way of running it, dashed for the other libraries."""
     for name in dict.fromkeys(row["name"] for row in rows):
         line = sorted((row["input_px"] / 1e6, row["median_ms"]) for row in rows if row["name"] == name)
-        default = name == "tilefuse default"
-        axes.plot(
-            *zip(*line, strict=True),
-            OWN if name.startswith("tilefuse") else OTHER,
-            label=name,
-            marker="o",
-            markersize=3,
-            linewidth=3 if default else 1.2,
-            zorder=3 if default else 2,
-        )
+        width = 2.6 if name == "tilefuse default" else 1.1
+        axes.plot(*zip(*line, strict=True), **look(name), linewidth=width)
     axes.set(xscale="log", yscale="log", xlabel="input megapixels", ylabel="ms, median")
-    axes.legend(fontsize=7, ncols=2)
+    legend(axes)
 
 
 def draw_roofline(axes: Axes, rows: Sequence[Row]) -> None:
@@ -78,13 +80,34 @@ def draw_roofline(axes: Axes, rows: Sequence[Row]) -> None:
         row = next(row for row in shown if row["precision"] == precision)
         grid = [reach[0] * (reach[1] / reach[0]) ** (step / 64) for step in range(65)]
         roof = [min(row["matmul_gflops"], each * row["copy_gbs"]) for each in grid]
-        axes.plot(grid, roof, label=f"ceiling {precision}: matrix product, copy", linewidth=2)
+        axes.plot(
+            grid, roof, label=f"ceiling {precision}", linewidth=2, color="gray" if precision == "fp32" else "silver"
+        )
     for place, row in enumerate(sorted(shown, key=lambda row: -row["gflops"])):
         # Apart by a hair: all stand at the net's one intensity.
         x = intensity * 1.06**place
-        axes.plot([x], [row["gflops"]], "o" if row["name"].startswith("tilefuse") else "s", label=row["name"])
+        axes.plot([x], [row["gflops"]], **(look(row["name"]) | {"linestyle": "none"}))
     axes.set(xscale="log", yscale="log", xlabel="FLOP a byte of the layers' traffic", ylabel="GFLOP/s")
-    axes.legend(fontsize=7, ncols=2)
+    legend(axes)
+
+
+def look(name: str) -> dict[str, Any]:
+    """Choose how a way of running is drawn: tilefuse solid with discs, others dashed with squares, bf16 hollow."""
+    own = name.startswith("tilefuse ")
+    library = next((library for library in COLOURS if library in name), "")
+    return {
+        "label": name,
+        "color": COLOURS.get(library, "tab:brown"),
+        "linestyle": "-" if own else "--",
+        "marker": "^" if "channels_last" in name else ("o" if own else "s"),
+        "markersize": 4,
+        "fillstyle": "none" if "bf16" in name else "full",
+    }
+
+
+def legend(axes: Axes) -> None:
+    """List the names beside the drawing."""
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
 
 
 if __name__ == "__main__":
