@@ -58,7 +58,7 @@ def _normed(before: int, after: int, kernel: int, stride: int = 1) -> list[nn.Mo
 
 @dataclass(frozen=True)
 class Case:
-    """A net at a size: an image of `size` (width, height) with `channels`, or `batch` latents where `size` is None.
+    """A net at a size: an image of `size` (width, height) with `channels`, or `batch` latents [latent] without a size.
 
     `build` makes the module as its author would publish it, in eval mode. `value_range` is what black and white are.
     """
@@ -68,6 +68,7 @@ class Case:
     size: tuple[int, int] | None
     channels: int = 3
     batch: int = 1
+    latent: tuple[int, ...] = ()
     value_range: tuple[float, float] = (0.0, 1.0)
     bundled: str | None = None
 
@@ -85,8 +86,7 @@ class Case:
     def tensor(self, image: NDArray[Any] | None = None) -> Tensor:
         """Give the network's input as a user makes it: an image in 0..1, or standard normal latents."""
         if self.size is None:
-            shape: tuple[int, ...] = getattr(self.build(), "latent_shape")  # noqa: B009
-            return torch.randn(self.batch, *shape, generator=torch.Generator().manual_seed(0))
+            return torch.randn(self.batch, *self.latent, generator=torch.Generator().manual_seed(0))
         given = torch.from_numpy(self.image() if image is None else image)
         planes = given[None] if given.ndim == 2 else given.permute(2, 0, 1)
         return planes[None].float().div_(255)
@@ -129,7 +129,15 @@ CASES: tuple[Case, ...] = (
     Case("espcn-x2", _bundled("espcn-x2"), (480, 270), bundled="espcn-x2"),
     Case("compact-x4", _bundled("compact-x4"), (320, 180), bundled="compact-x4"),
     Case("fsrcnn-x2", _FSRCNN, (960, 540), channels=1),
-    Case("dcgan-textures", _bundled("dcgan-textures"), None, batch=64, value_range=(-1, 1), bundled="dcgan-textures"),
+    Case(
+        "dcgan-textures",
+        _bundled("dcgan-textures"),
+        None,
+        batch=64,
+        latent=(100, 1, 1),
+        value_range=(-1, 1),
+        bundled="dcgan-textures",
+    ),
     Case("style", _style, (640, 360)),
     Case("espcn-x4", _bundled("espcn-x4"), (1920, 1080), bundled="espcn-x4"),
     Case("compact-x4", _bundled("compact-x4"), (960, 540), bundled="compact-x4"),
