@@ -26,7 +26,7 @@ Pixels = NDArray[np.uint8]
 
 # Width and height of a panel, and the part of a photograph that upscalers are shown on at twice its size.
 PANEL_PX = (312, 144)
-DETAIL = (316, 196, 472, 268)
+DETAIL = (160, 84, 316, 156)
 SEED = 3
 
 
@@ -66,7 +66,7 @@ def _photograph(name: str, left: int, top: int) -> Pixels:
 
 
 def _upscaler(name: str, engine: Engine) -> Row:
-    original = Image.fromarray(held_out_photograph("coffee.png"))
+    original = Image.fromarray(held_out_photograph("astronaut.png"))
     factor = int(engine.scale)
     original = original.crop((0, 0, original.width // factor * factor, original.height // factor * factor))
     small = original.resize((original.width // factor, original.height // factor), Image.Resampling.BICUBIC)

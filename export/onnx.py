@@ -48,7 +48,7 @@ class ExportReport:
     """
 
     path: Path
-    bytes: int
+    file_bytes: int
     opset: int
     precision: str
     inputs: Mapping[str, Sizes]

@@ -44,7 +44,7 @@ def export_model(
 def _lines(report: ExportReport) -> list[str]:
     kept = f", {report.kept_fp32} nodes kept in fp32" if report.kept_fp32 else ""
     lines = [
-        f"{report.path}: {report.precision}, opset {report.opset}, {report.bytes} bytes{kept}",
+        f"{report.path}: {report.precision}, opset {report.opset}, {report.file_bytes} bytes{kept}",
         f"{_values(report.inputs)} -> {_values(report.outputs)}",
     ]
     for check in report.checks:
