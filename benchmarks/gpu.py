@@ -30,7 +30,7 @@ from benchmarks import gpu_runners as runners
 from benchmarks.gpu_clock import Ceilings, Clock, CudaClock, HostClock, measure_ceilings
 from benchmarks.gpu_kernels import check_all, layers
 from benchmarks.gpu_nets import NETS, TINY, Net
-from benchmarks.gpu_record import MIN_DB, check_record, judged, table, write
+from benchmarks.gpu_record import COMPILED, CUDNN, EAGER, MIN_DB, ORT, TRITON, check_record, judged, table, write
 from tilefuse.backends.triton.session import TritonSession
 from tilefuse.capture import from_module
 from tilefuse.errors import TilefuseError
@@ -49,6 +49,7 @@ class Scale:
 
     nets: tuple[Net, ...]
     networks: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
     check_size: tuple[int, int]
     layer_size: tuple[int, int]
     copy_bytes: int
@@ -56,8 +57,8 @@ class Scale:
     seconds: float
 
 
-FULL = Scale(NETS, (), (65, 87), (540, 960), 2 * 2**30, 8192, 0.25)
-DRY = Scale(TINY, ("fsrcnn",), (33, 45), (5, 6), 2**16, 32, 0.0)
+FULL = Scale(NETS, (), (torch.float16, torch.float32), (65, 87), (540, 960), 2 * 2**30, 8192, 0.25)
+DRY = Scale(TINY, ("fsrcnn",), (torch.float16,), (20, 24), (5, 6), 2**16, 32, 0.0)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -96,7 +97,7 @@ def measure(
     ceilings = measure_ceilings(clock, copy_bytes=scale.copy_bytes, edge=scale.edge, seconds=scale.seconds)
     print(f"ceilings: {ceilings.copy_gb_s:.0f} GB/s, {ceilings.half_tflop_s:.0f} TFLOP/s", flush=True)
     if earlier is None:
-        checks = [asdict(c) for c in check_all(clock, scale.check_size, (torch.float16, torch.float32), scale.networks)]
+        checks = [asdict(c) for c in check_all(clock, scale.check_size, scale.dtypes, scale.networks)]
         kernels = [time_layer(each, scale, clock, ceilings) for each in _halves(scale, clock)]
     else:
         checks, kernels = earlier["checks"], earlier["kernels"]
@@ -106,12 +107,12 @@ def measure(
     rows = [measure_net(net, clock, scale.seconds) for net in nets]
     for net, row in zip(nets, rows, strict=True):
         if time.monotonic() > deadline - COMPILE_RESERVE_S:
-            row["times"][runners.COMPILED] = {"missing": "no time was left"}
+            row["times"][COMPILED] = {"missing": "no time was left"}
             notes.append(f"{net.name}: torch.compile was not measured, no time was left")
             continue
         _add(
             row,
-            runners.COMPILED,
+            COMPILED,
             lambda net=net: runners.compiled_runner(net.module(), _input(net), clock),
             clock,
             scale,
@@ -151,12 +152,12 @@ def measure_net(net: Net, clock: Clock, seconds: float) -> dict[str, Any]:
     psnr = _psnr(own.result(), wanted)
     equal = tiled_equal(net, graph, clock.device) if net.tiled else None
     row["check"] = {"psnr_db": psnr, "tiled_equal": equal, "passed": psnr >= MIN_DB and equal is not False}
-    row["times"][runners.TRITON] = asdict(clock.time(own.call, seconds))
-    row["peak_bytes"][runners.TRITON] = own.peak_bytes
+    row["times"][TRITON] = asdict(clock.time(own.call, seconds))
+    row["peak_bytes"][TRITON] = own.peak_bytes
     del own
-    _add(row, runners.EAGER, lambda: runners.eager_runner(net.module(), x, clock), clock, seconds)
-    _add(row, runners.ORT, lambda: runners.onnx_runner(graph, x, clock), clock, seconds)
-    _add(row, runners.CUDNN, lambda: runners.cudnn_runner(graph, x, clock), clock, seconds)
+    _add(row, EAGER, lambda: runners.eager_runner(net.module(), x, clock), clock, seconds)
+    _add(row, ORT, lambda: runners.onnx_runner(graph, x, clock), clock, seconds)
+    _add(row, CUDNN, lambda: runners.cudnn_runner(graph, x, clock), clock, seconds)
     print(json.dumps({key: row[key] for key in ("network", "check", "times")}), flush=True)
     return row
 

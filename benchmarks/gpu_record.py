@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_runners import BASELINES, TRITON
-
+TRITON, EAGER, COMPILED, ORT, CUDNN = (
+    *("triton_fused", "eager channels_last half, CUDA graph", "torch.compile max-autotune"),
+    *("ONNX Runtime CUDA", "cudnn-frontend"),
+)
+BASELINES = (EAGER, COMPILED, ORT, CUDNN)
 MIN_DB = 50.0
 Row = dict[str, Any]
 _FIELDS = {

@@ -17,12 +17,6 @@ from tilefuse.backends.triton.lowering import lower
 from tilefuse.backends.triton.session import Bindings, TritonSession, bind
 from tilefuse.graph import Graph, Shape
 
-TRITON, EAGER, COMPILED, ORT, CUDNN = (
-    *("triton_fused", "eager channels_last half, CUDA graph", "torch.compile max-autotune"),
-    *("ONNX Runtime CUDA", "cudnn-frontend"),
-)
-BASELINES = (EAGER, COMPILED, ORT, CUDNN)
-
 
 class MissingError(Exception):
     """A baseline can't run here; the message is the reason."""

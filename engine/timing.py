@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,12 +41,11 @@ def interleave(
     rounds: int,
     drop_factor: float = math.inf,
     budget_s: float = math.inf,
-    keep: Collection[str] = (),
 ) -> dict[str, list[float]]:
     """Time every call in interleaved rounds and return its durations, after one round to warm up that is not counted.
 
     A call whose best time, that of the warm-up included, is over `drop_factor` times the fastest one's is left out of
-    the rounds that follow, unless `keep` has its name; one that was never counted is told by its warm-up. When the
+    the rounds that follow; one that was never counted is told by its warm-up. When the
     rounds have taken `budget_s` seconds no further one begins, but at least one is run.
     """
     warm = {name: _rested(call) for name, call in calls.items()}
@@ -57,7 +56,7 @@ def interleave(
         if number and time.perf_counter() - begin > budget_s:
             break
         limit = drop_factor * min(best.values())
-        for name in [name for name in calls if best[name] <= limit or name in keep]:
+        for name in [name for name in calls if best[name] <= limit]:
             seconds[name].append(_rested(calls[name]))
             best[name] = min(best[name], seconds[name][-1])
     return {name: seconds[name] or [warm[name]] for name in calls}

@@ -61,11 +61,6 @@ def test_a_call_clearly_behind_is_dropped_and_told_by_its_warm_up(clock: FakeClo
     assert found == {"fast": [1, 1], "slow": [5], "near": [2, 2]}
 
 
-def test_a_call_to_keep_is_never_dropped(clock: FakeClock) -> None:
-    calls = {"fast": clock.call("fast", 1, 1, 1), "slow": clock.call("slow", 5, 6, 7)}
-    assert interleave(calls, rounds=2, drop_factor=3, keep=["slow"])["slow"] == [6, 7]
-
-
 def test_no_round_begins_past_the_budget(clock: FakeClock) -> None:
     assert interleave({"a": clock.call("a", 1, 4, 4, 4)}, rounds=3, budget_s=5) == {"a": [4, 4]}
 

@@ -131,6 +131,12 @@ def test_a_case_holds_the_engines_against_the_peers() -> None:
     json.dumps(row)
 
 
+def test_only_what_is_near_the_fastest_is_timed_in_turns() -> None:
+    estimates = {"a": 1.0, "b": 1.7, "c": 3.0, "d": 5.0, "e": 9.0}
+    assert numbers.contenders(estimates, {"c", "d", "e"}) == ["a", "b", "c", "d"]
+    assert numbers.contenders({}, {"c"}) == []
+
+
 def test_a_wrong_peer_is_no_best_peer_and_ratios_above_one_are_faster() -> None:
     def timed(ms: float, precision: str, levels: float) -> dict[str, object]:
         return {"median_ms": ms, "precision": precision, "max_levels": levels, "psnr_db": 60.0 if levels else None}
