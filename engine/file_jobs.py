@@ -19,7 +19,8 @@ from tilefuse.measurement import Subject
 from tilefuse.planner import Plan, Serving
 from tilefuse.storage import is_raster_name, probe
 from tilefuse.storage.base import RasterInfo
-from tilefuse.streaming_run import Network, StreamJob, run_streamed
+from tilefuse.streamed_job import StreamJob
+from tilefuse.streaming_run import Network, run_streamed
 
 if TYPE_CHECKING:
     from tilefuse.api import Engine
@@ -117,7 +118,7 @@ def _run_streamed(
     started = time.perf_counter()
     network = Network(
         engine.model,
-        lambda info, begun: _serving(engine, info, begun),
+        lambda info, begun: _servings(engine, info, begun),
         lambda serving, window, precision: engine.session(serving, 1, window, precision),
         lambda serving, window, dtype, precision: engine.pixel_session(serving, 1, window, dtype, precision),
         engine.options.request.halo_px,
@@ -142,12 +143,12 @@ def _run_streamed(
     )
 
 
-def _serving(engine: Engine, info: RasterInfo, begun: Header | None) -> Serving:
-    """Choose who serves a raster; a job that is gone on with stays with who began it, where that may still serve."""
+def _servings(engine: Engine, info: RasterInfo, begun: Header | None) -> tuple[Serving, ...]:
+    """Choose who may serve a raster; a job that is gone on with stays with who began it, where that may still serve."""
     dtype = info.dtype.name if info.value_range is None and info.dtype.kind == "u" else "float32"
     subject = Subject(1, info.height, info.width, dtype)
     if begun is None:
-        return engine.choices.settle(subject).servings[0]
+        return engine.choices.settle(subject).servings
     servings = (*engine.choices.look(subject).servings, *engine.candidates)
     backend, precision = begun.get("backend", "").partition(" ")[0], begun.get("precision")
-    return next((s for s in servings if (s.backend, s.precision) == (backend, precision)), servings[0])
+    return tuple(s for s in servings if (s.backend, s.precision) == (backend, precision))[:1] or servings

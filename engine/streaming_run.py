@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from tilefuse.backends.base import Precision, Session
 from tilefuse.backends.pixels import PixelSession
-from tilefuse.errors import ImageError, UsageError
+from tilefuse.errors import BackendError, ImageError, UsageError
 from tilefuse.execute import Execution, Progress, Runner, execute
 from tilefuse.fingerprint import fingerprint
-from tilefuse.images import FORMATS
 from tilefuse.images.outputs import shown
 from tilefuse.job_files import JobFiles, remove
 from tilefuse.journal import Header, History, Journal, differences, peek
@@ -29,11 +27,18 @@ from tilefuse.shrinking import ShrinkingRunner
 from tilefuse.storage import check_target, encode, open_raster
 from tilefuse.storage.base import RasterInfo, RasterReader
 from tilefuse.storage.flat import FlatRaster, check_free_space, disk_errors
-from tilefuse.storage.georeference import scaled
 from tilefuse.storage.registry import Target, raster_header
-from tilefuse.storage.tiff_encode import BIG_BYTES, COMPRESSIONS, CancelledError
-from tilefuse.storage.vips_encode import check_webp_memory
+from tilefuse.storage.tiff_encode import CancelledError
 from tilefuse.streamed_cores import FinishedWindows, PixelCores, RasterCores
+from tilefuse.streamed_job import (
+    StreamJob,
+    check_names,
+    check_result,
+    disk_bytes,
+    interpreted,
+    result_info,
+    result_notes,
+)
 from tilefuse.streamed_windows import Planes, RasterPixels, RasterWindows, split_bands
 from tilefuse.tiling import Grid
 
@@ -42,34 +47,18 @@ Result = TypeVar("Result")
 # What the encoders hold: a few rows of tiles each.
 _ENCODER_BYTES = 64 << 20
 _CACHE_BYTES = 64 << 20
-# Pillow refuses to open more than twice its MAX_IMAGE_PIXELS.
-_PILLOW_LIMIT_PX = 2 * 89_478_485
 _LIBRARIES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "ncnn": "ncnn"}
-
-
-@dataclass(frozen=True)
-class StreamJob:
-    """What to run: files and how to treat them. `value_range` are the samples that the network sees as 0 and 1."""
-
-    source: Path
-    output: Path
-    overwrite: bool = False
-    resume: bool = False
-    per_band: bool = False
-    value_range: tuple[float, float] | None = None
-    compression: str = "deflate"
-    pyramid: bool = False
 
 
 @dataclass(frozen=True)
 class Network:
     """The network: `floats` compiles it for float windows of one image, `pixels` for windows of integers.
 
-    `choose` says who serves a raster, given what the journal to go on with was begun with.
+    `choose` says who may serve a raster, the best first, given what the journal to go on with was begun with.
     """
 
     model: Model
-    choose: Callable[[RasterInfo, Header | None], Serving]
+    choose: Callable[[RasterInfo, Header | None], Sequence[Serving]]
     floats: Callable[[Serving, tuple[int, int], Precision], Session]
     pixels: Callable[[Serving, tuple[int, int], np.dtype[Any], Precision], PixelSession]
     halo_px: int | None = None
@@ -103,13 +92,6 @@ class StreamResult:
     notes: tuple[str, ...]
 
 
-def checked_compression(name: str) -> str:
-    """Return `name`, or raise UsageError when a streamed TIFF knows no such compression."""
-    if name not in COMPRESSIONS:
-        raise UsageError(f"compression: {name!r} is none; give {', '.join(COMPRESSIONS)}")
-    return name
-
-
 def run_streamed(
     job: StreamJob,
     network: Network,
@@ -125,29 +107,34 @@ def run_streamed(
         ImageError: the input is damaged; what is done stays for `resume`.
         UsageError: the output can't be written, another run holds it, or the job to resume is not this one.
         CapacityError: memory or disk do not suffice.
+        BackendError: nobody can compile the windows.
     """
     files = JobFiles(job.output)
-    _check_names(job, files)
+    check_names(job, files)
     cache_bytes = min(_CACHE_BYTES, request.memory // 8)
     reader = open_raster(job.source, job.output.absolute().parent, cache_bytes)
     try:
-        info = _interpreted(reader.info, job)
+        info = interpreted(reader.info, job)
         recorded = peek(files.journal) if job.resume else None
         if recorded is not None and request.tile is None:
             # The windows of the first try, whatever memory there is now: only then are all samples the same.
             request = replace(request, tile=int(recorded.get("tile", "0")))
         planes = _named(job, lambda: split_bands(info, network.model.image_channels, per_band=job.per_band))
-        serving = network.choose(info, recorded)
-        made, grid = plan(
-            network.model,
-            (len(planes.groups), info.height, info.width),
-            cache_bytes + min(_ENCODER_BYTES, request.memory // 4),
-            request,
-            serving,
-            planes.held_bytes_per_px(network.model.geometry().scale, info.dtype.itemsize),
+        held = planes.held_bytes_per_px(network.model.geometry().scale, info.dtype.itemsize)
+        serving, made, grid = _settled(
+            network.choose(info, recorded),
+            lambda serving: plan(
+                network.model,
+                (len(planes.groups), info.height, info.width),
+                cache_bytes + min(_ENCODER_BYTES, request.memory // 4),
+                request,
+                serving,
+                held,
+            ),
+            lambda serving, window: _compiled(network, serving, planes, info, window, serving.precision),
         )
-        result = _result_info(info, planes, made, job)
-        _check_output(job, result, made)
+        result = result_info(info, planes, made, job)
+        check_result(job, result, made)
         if on_plan is not None:
             on_plan(made)
         header = _header(job, network, made, planes, cancelled)
@@ -162,10 +149,31 @@ def run_streamed(
         reader.close()
 
 
+def _settled(
+    servings: Sequence[Serving],
+    planned: Callable[[Serving], tuple[Plan, Grid]],
+    compiled: Callable[[Serving, tuple[int, int]], object],
+) -> tuple[Serving, Plan, Grid]:
+    """Plan for the first who can compile its window, before anything is written."""
+    failed: list[str] = []
+    for serving in servings:
+        made, grid = planned(replace(serving, why=(*serving.why, *failed)))
+        try:
+            compiled(serving, grid.window)
+        except BackendError as error:
+            failed.append(f"{serving.backend} can't compile this window: {error}")
+        except MemoryError:
+            # Smaller windows may fit; the run finds out.
+            return serving, made, grid
+        else:
+            return serving, made, grid
+    raise BackendError("; ".join(failed))
+
+
 def _run(work: Work, journal: Journal, header: Header, progress: Progress | None) -> StreamResult:
     job, files, grid, result = work.job, work.files, work.grid, work.result
     history = _history(job, files, journal, header)
-    notes = (*result.notes, *_notes(job, result))
+    notes = (*result.notes, *result_notes(job, result))
     if history.encoded and files.published():
         _clean(files, journal)
         return StreamResult(work.plan, Execution(0, 0.0, 0.0, 0), len(grid), (*notes, "it was complete already"))
@@ -177,7 +185,7 @@ def _run(work: Work, journal: Journal, header: Header, progress: Progress | None
         descriptor = os.open(files.part, flags | (0 if history.windows else os.O_TRUNC), 0o600)
     try:
         there = os.stat(descriptor).st_blocks * 512
-        check_free_space(job.output.absolute().parent, _disk_bytes(job, result) - there)
+        check_free_space(job.output.absolute().parent, disk_bytes(job, result) - there)
         with disk_errors("the unfinished result"):
             os.pwrite(descriptor, prefix, 0)
         raster = FlatRaster(descriptor, len(prefix), (result.height, result.width, result.bands), result.dtype)
@@ -241,85 +249,23 @@ def _runner(work: Work, precision: Precision) -> ShrinkingRunner[Any]:
     network = work.network
 
     def compiled(window: tuple[int, int]) -> Runner[Any]:
-        if work.planes.are_pixels(work.info):
-            return PixelRunner(network.pixels(work.serving, window, work.info.dtype, precision))
-        return FloatRunner(network.floats(work.serving, window, precision), one_by_one=True)
+        return _compiled(network, work.serving, work.planes, work.info, window, precision)
 
     geometry = network.model.geometry()
     return ShrinkingRunner(compiled, work.grid.window, geometry, network.halo_px, network.forget)
 
 
-def _check_names(job: StreamJob, files: JobFiles) -> None:
-    source, output = job.source, job.output
-    if output.is_symlink():
-        raise UsageError(f"{shown(output)}: is a symbolic link; name the file itself")
-    real_source, real_output = Path(os.path.realpath(source)), Path(os.path.realpath(output))
-    if real_source == real_output or real_source in real_output.parents:
-        raise UsageError(f"{shown(output)}: lies in the input {shown(source)}; choose another place")
-    begun = files.journal.exists()
-    check_target(output, overwrite=job.overwrite or (job.resume and begun))
-    if begun and not job.resume and not job.overwrite:
-        raise UsageError(
-            f"{shown(output)}: an unfinished run of it is there; go on with --resume, or start anew with --overwrite"
-        )
-
-
-def _interpreted(info: RasterInfo, job: StreamJob) -> RasterInfo:
-    if job.per_band:
-        info = replace(info, alpha="none")
-    return replace(info, value_range=job.value_range) if job.value_range is not None else info
-
-
-def _result_info(info: RasterInfo, planes: Planes, made: Plan, job: StreamJob) -> RasterInfo:
-    """Describe the result: straight alpha, metadata scaled; a profile describes its own number of channels."""
-    metadata = scaled(info.metadata, made.scale)
-    if planes.total_bands != info.bands:
-        metadata = replace(metadata, icc=None)
-    notes = info.notes
-    if job.output.suffix.lower() not in (".tif", ".tiff") and (metadata.geo or metadata.ome):
-        notes = (*notes, f"{job.output.suffix} does not keep GeoTIFF or OME metadata; TIFF does")
-    return replace(
-        info,
-        height=made.output_height,
-        width=made.output_width,
-        bands=planes.total_bands,
-        alpha="none" if info.alpha == "none" else "straight",
-        metadata=metadata,
-        notes=notes,
-    )
-
-
-def _check_output(job: StreamJob, result: RasterInfo, made: Plan) -> None:
-    """Refuse before the work what the format can't hold."""
-    suffix = job.output.suffix.lower()
-    if job.pyramid and suffix not in (".tif", ".tiff"):
-        raise UsageError(f"{shown(job.output)}: only TIFF holds a pyramid; .dzi (Deep Zoom) is one by itself")
-    size = (result.width, result.height)
-    check_target(job.output, overwrite=True, size=size)
-    kind = FORMATS.get(suffix, suffix)
-    if kind in ("PNG", "JPEG", "WebP", ".dzi") and result.bands not in (1, 2, 3, 4):
-        raise UsageError(f"{shown(job.output)}: {suffix} holds no {result.bands} bands; choose .tif, .npy or .zarr")
-    if kind == "WebP":
-        check_webp_memory(result, made.memory_bytes)
-
-
-def _disk_bytes(job: StreamJob, result: RasterInfo) -> int:
-    """Estimate what the job writes: the raster, and the encoded result unless it is the raster itself."""
-    copies = 1 if job.output.suffix.lower() == ".npy" else 2
-    # The reduced levels take a third of the raster, in the result and while they are made.
-    return result.nbytes * copies + (2 * result.nbytes // 3 if job.pyramid else 0) + (1 << 20)
-
-
-def _notes(job: StreamJob, result: RasterInfo) -> tuple[str, ...]:
-    notes = []
-    if job.output.suffix.lower() in (".tif", ".tiff") and result.nbytes > BIG_BYTES:
-        notes.append("written as BigTIFF: classic TIFF ends at 4 GiB")
-    if job.output.suffix.lower() in FORMATS and result.height * result.width > _PILLOW_LIMIT_PX:
-        notes.append(
-            f"{result.width * result.height / 1e6:.0f} megapixels: viewers built on Pillow refuse more than "
-            f"{_PILLOW_LIMIT_PX / 1e6:.0f} unless told otherwise"
-        )
-    return tuple(notes)
+def _compiled(
+    network: Network,
+    serving: Serving,
+    planes: Planes,
+    info: RasterInfo,
+    window: tuple[int, int],
+    precision: Precision,
+) -> Runner[Any]:
+    if planes.are_pixels(info):
+        return PixelRunner(network.pixels(serving, window, info.dtype, precision))
+    return FloatRunner(network.floats(serving, window, precision), one_by_one=True)
 
 
 def _header(

@@ -10,7 +10,8 @@ from PIL import Image
 
 import tilefuse
 from tests.attacks.rasters import write_sparse
-from tilefuse.errors import CapacityError, ImageError, UsageError
+from tilefuse.backends import registry
+from tilefuse.errors import BackendError, CapacityError, ImageError, UsageError
 from tilefuse.storage import open_raster
 from tilefuse.storage.base import Metadata
 from tilefuse.storage.flat import FlatRaster
@@ -323,3 +324,19 @@ def test_ome_sizes_scale() -> None:
     xml = '<OME><Pixels SizeX="50" SizeY="40" PhysicalSizeX="0.5" PhysicalSizeY="2.0" SizeC="3"/></OME>'
     found = scaled(Metadata(ome=xml), 4).ome
     assert found == '<OME><Pixels SizeX="200" SizeY="160" PhysicalSizeX="0.125" PhysicalSizeY="0.5" SizeC="3"/></OME>'
+
+
+def test_a_backend_that_can_not_compile_makes_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "in.npy", np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8))
+    engine = tilefuse.load("espcn-x4")
+    first = engine.serving.backend
+
+    def refuse(*_: object, **__: object) -> object:
+        raise BackendError("no room for it in here")
+
+    kind = type(registry.get(first))
+    for method in {"compile", "compile_pixels"} & {*dir(kind)}:
+        monkeypatch.setattr(kind, method, refuse)
+    report = engine.run_file(tmp_path / "in.npy", tmp_path / "out.npy")
+    assert report.plan.backend != first
+    assert any(f"{first} can't compile this window: no room for it in here" in reason for reason in report.plan.why)
