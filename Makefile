@@ -4,7 +4,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo gallery test test-all check lint types bench clean
+.PHONY: demo gallery test test-all check lint types bench tables clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -47,6 +47,10 @@ bench: $(STAMP)
 	$(PY) -m pytest benchmarks -o python_files='bench_*.py' -o python_functions='bench_*' -o timeout=3600 -p no:xdist -q
 	$(PY) -m benchmarks.tables
 	$(PY) -m benchmarks.plots
+
+# The README's GPU table, from the records under benchmarks/results/; without one it says that there is none.
+tables: $(STAMP)
+	$(PY) -m benchmarks.gpu_table
 
 clean:
 	rm -rf build out .venv

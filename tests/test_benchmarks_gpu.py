@@ -1,0 +1,213 @@
+"""The GPU check: its steps on a CPU, what it may claim, and the README's table."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import gpu, gpu_kernels, gpu_runners, gpu_table
+from benchmarks.gpu_clock import Ceilings, HostClock, Timing
+from benchmarks.gpu_nets import NETS, TINY
+from benchmarks.gpu_record import COMPILED, EAGER, TRITON, check_record, geometric_mean, judged, speed_up, table, write
+
+ROOT = Path(__file__).parents[1]
+
+
+def timed(ms: float) -> dict[str, float]:
+    return {"median_ms": ms, "p20_ms": ms, "p80_ms": ms, "rounds": 5}
+
+
+def network(name: str, own: float, eager: float, compiled: float, passed: bool = True) -> dict[str, Any]:
+    return {
+        "network": name,
+        "shape": [1, 3, 540, 960],
+        "dtype": "float16",
+        "check": {"psnr_db": 60.0, "tiled_equal": True, "passed": passed},
+        "times": {TRITON: timed(own), EAGER: timed(eager), COMPILED: timed(compiled)},
+        "peak_bytes": {TRITON: 50, EAGER: 100},
+        "speed_up": None,
+    }
+
+
+def record(*rows: dict[str, Any], red: bool = False) -> dict[str, Any]:
+    checked = {"kernel": "compact conv", "dtype": "float16", "max_error": 1.0, "rms_error": 1.0, "tiled_equal": True}
+    words = {"gpu": "GPU", "driver": "1", "torch": "2", "triton": "3", "python": "3.12", "commit": "c" * 40}
+    lists = {"checks": [checked | {"passed": not red}], "kernels": [], "networks": list(rows), "notes": []}
+    ceilings = {"copy_gb_s": 4300.0, "half_tflop_s": 790.0}
+    return words | lists | {"date": "2026-01-02", "dry_run": False, "ceilings": ceilings}
+
+
+def test_a_speed_up_is_against_the_fastest_baseline() -> None:
+    found = judged(record(network("A", 2.0, 6.0, 4.0), network("B", 1.0, 8.0, 9.0)))
+    assert [row["speed_up"] for row in found["networks"]] == [2.0, 8.0]
+    assert found["geometric_mean"] == pytest.approx(4.0)
+    assert "2.00×" in table(found)
+    assert "4 ms, torch.compile max-autotune" in table(found)
+    assert "0.50×" in table(found)
+
+
+def test_no_speed_up_is_claimed_where_a_check_is_red() -> None:
+    found = judged(record(network("A", 2.0, 6.0, 4.0, passed=False), network("B", 1.0, 8.0, 9.0)))
+    assert [row["speed_up"] for row in found["networks"]] == [None, 8.0]
+    assert found["geometric_mean"] is None
+    assert "none: a check is red" in table(found)
+    found = judged(record(network("A", 2.0, 6.0, 4.0), red=True))
+    assert found["networks"][0]["speed_up"] is None
+    assert found["red_kernels"] == ["compact conv"]
+    assert "×" not in table(found).split("\n")[2].split("|")[4]
+
+
+def test_without_a_baseline_there_is_no_speed_up() -> None:
+    row = network("A", 2.0, 6.0, 4.0)
+    row["times"] = {TRITON: timed(2.0), EAGER: {"missing": "it failed"}}
+    assert speed_up(row) is None
+    assert geometric_mean([]) is None
+    assert "none ran" in table(judged(record(row)))
+
+
+def test_a_record_is_checked_before_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "gpu.json"
+    found = judged(record(network("A", 2.0, 6.0, 4.0)))
+    write(found, path)
+    assert json.loads(path.read_text()) == found
+    for field in ("gpu", "ceilings", "networks"):
+        with pytest.raises(ValueError, match=f"{field}: a"):
+            check_record({key: value for key, value in found.items() if key != field})
+    broken = {**found, "networks": [{"network": "A"}]}
+    with pytest.raises(ValueError, match="networks: a row without shape"):
+        write(broken, tmp_path / "other.json")
+    assert not (tmp_path / "other.json").exists()
+
+
+def test_the_readme_has_the_newest_real_record_or_says_there_is_none(tmp_path: Path) -> None:
+    readme, results = tmp_path / "README.md", tmp_path / "results"
+    readme.write_text(f"before\n{gpu_table.BEGIN}\nold\n{gpu_table.END}\nafter\n")
+    (results / "cpu").mkdir(parents=True)
+    (results / "cpu" / "models.json").write_text('{"machine": "cpu"}')
+
+    def tables() -> str:
+        sys_argv = ["gpu_table", "--readme", str(readme), "--results", str(results)]
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.gpu_table", *sys_argv[1:]], cwd=ROOT, capture_output=True, text=True
+        )
+        return done.stderr
+
+    assert tables() == ""
+    assert readme.read_text() == f"before\n{gpu_table.BEGIN}\n{gpu_table.NONE}\n{gpu_table.END}\nafter\n"
+    write(judged(record(network("Old", 2.0, 6.0, 4.0))), results / "h200" / "1.json")
+    write({**judged(record(network("New", 2.0, 6.0, 4.0))), "date": "2026-02-01"}, results / "h200" / "2.json")
+    assert "New" in gpu_table.newest(results)
+    assert "Old" not in gpu_table.newest(results)
+    write({**judged(record(network("A", 2.0, 6.0, 4.0))), "dry_run": True}, results / "h200" / "3.json")
+    assert "record of a dry run" in tables()
+    with pytest.raises(SystemExit, match=r"3\.json: is the record of a dry run"):
+        gpu_table.newest(results)
+    readme.write_text("no markers")
+    assert "write both" in tables()
+
+
+def test_the_repository_has_no_record_of_a_dry_run() -> None:
+    gpu_table.newest(gpu_table.RESULTS)
+
+
+def test_every_step_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = replace(gpu.DRY, nets=TINY[:1], networks=("head",), check_size=(5, 6), layer_size=(2, 3))
+    heads = tuple(case for case in gpu_kernels.CASES if case.network == "head" and case.outputs == 1)
+    monkeypatch.setattr(gpu_kernels, "CASES", heads)
+    monkeypatch.setattr(gpu_kernels, "CUT", (2, 2))
+    monkeypatch.setattr(gpu, "DRY", one)
+    path = tmp_path / "dry.json"
+    assert gpu.main(["--dry-run", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    check_record(found)
+    assert found["dry_run"]
+    assert [check["passed"] for check in found["checks"]] == [True]
+    assert found["kernels"][0]["bound_by"] in ("memory", "matrix")
+    (row,) = found["networks"]
+    assert row["check"]["tiled_equal"] is True
+    assert row["times"][COMPILED] == {"missing": "it tunes for a GPU"}
+    assert row["speed_up"] == pytest.approx(speed_up(row))
+    monkeypatch.setattr(gpu, "measure_net", lambda *_: network("Other", 1.0, 2.0, 3.0))
+    assert gpu.main(["--dry-run", "--json", str(path), "--only", "ESPCN", "--budget", "0"]) == 0
+    added = json.loads(path.read_text())
+    assert [each["network"] for each in added["networks"]] == ["ESPCN tiny", "Other"]
+    assert added["checks"] == found["checks"]
+    assert added["notes"] == ["ESPCN tiny: torch.compile was not measured, no time was left"]
+
+
+def test_a_wrong_kernel_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_kernels, "CUT", (2, 2))
+    (layered,) = [
+        each for each in gpu_kernels.layers(torch.float32, "cpu", networks=("head",)) if each.case.outputs == 1
+    ]
+    assert gpu_kernels.check(layered, (5, 6), torch.float32, "cpu").passed
+    off = replace(layered, run=lambda x, r: layered.run(x, r) * 1.01)
+    found = gpu_kernels.check(off, (5, 6), torch.float32, "cpu")
+    assert not found.passed
+    assert found.tiled_equal
+    assert found.max_error == pytest.approx(0.01, rel=0.2)
+    calls: list[int] = []
+
+    def drifting(x: torch.Tensor, residuals: list[torch.Tensor]) -> torch.Tensor:
+        calls.append(1)
+        return layered.run(x, residuals) + 1e-7 * len(calls)
+
+    assert not gpu_kernels.check(replace(layered, run=drifting), (5, 6), torch.float32, "cpu").tiled_equal
+
+
+def test_the_networks_of_the_claim_are_all_there() -> None:
+    names = [net.name for net in NETS]
+    assert len(names) == 11
+    assert sum("RRDB" in name for name in names) == 4
+    assert {"DCGAN 64x64 batch 64", "Style 1920x1080", "SPAN x2 1920x1080"} <= set(names)
+
+
+def test_the_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "x.json")
+    with pytest.raises(SystemExit):
+        gpu.main(["--json", path, "--dry-run", "--only", "resnet"])
+    assert "there are ESPCN tiny" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit):
+            gpu.main(["--json", path])
+        assert "finds no CUDA device" in capsys.readouterr().err
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(SystemExit, match="is no record of a GPU check"):
+        gpu.main(["--json", path, "--dry-run", "--only", "ESPCN"])
+
+
+def test_ceilings_and_times() -> None:
+    assert Timing.of([1.0, 2.0, 3.0, 4.0, 5.0]).median_ms == 3.0
+    assert Ceilings(1000.0, 100.0).share(10**9, 10**9, 2.0) == (0.5, "memory")
+    assert Ceilings(1000.0, 100.0).share(10**3, 10**11, 2.0) == (0.5, "matrix")
+    calls: list[int] = []
+    assert HostClock().time(lambda: calls.append(1), 1.0).rounds == 1
+    with pytest.raises(gpu_runners.MissingError, match="tunes for a GPU"):
+        gpu_runners.compiled_runner(torch.nn.Identity(), torch.zeros(1), HostClock())
+
+
+def test_it_needs_nothing_but_the_repository(tmp_path: Path) -> None:
+    """Without an installation, and without the libraries that only images and the command line need."""
+    code = (
+        "import sys\n"
+        "blocked = {'rich', 'click', 'PIL', 'safetensors', 'tifffile', 'platformdirs', 'onnx', 'jinja2'}\n"
+        "class Bare:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in blocked: raise ImportError(name)\n"
+        "sys.meta_path[:] = [each for each in sys.meta_path if 'editable' not in repr(each).lower()]\n"
+        "sys.meta_path.insert(0, Bare())\n"
+        "sys.path[:] = [each for each in sys.path if 'editable' not in each]\n"
+        "from benchmarks import gpu\n"
+        "import tilefuse; print(tilefuse.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert "tilefuse-" in done.stdout
