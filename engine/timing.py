@@ -45,8 +45,8 @@ def interleave(
     """Time every call in interleaved rounds and return its durations, after one round to warm up that is not counted.
 
     A call whose best time, that of the warm-up included, is over `drop_factor` times the fastest one's is left out of
-    the rounds that follow; one that was never counted is told by its warm-up. When the
-    rounds have taken `budget_s` seconds no further one begins, but at least one is run.
+    the rounds that follow; one that was never counted is told by its warm-up. When the rounds have taken `budget_s`
+    seconds no further one begins, but at least one is run.
     """
     warm = {name: _rested(call) for name, call in calls.items()}
     best = dict(warm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -287,6 +288,15 @@ def test_recorded_durations_are_what_is_counted() -> None:
 
     played.play(Pedantic(), [1.0, 0.5, 2.0])
     assert counted == [1.0, 0.5, 2.0]
+
+
+@pytest.mark.thorough
+def test_every_suite_is_found_by_make_bench() -> None:
+    line = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "pytest benchmarks" in line)
+    command = [sys.executable, *shlex.split(line)[1:], "--collect-only"]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    for name in ("bench_latency", "bench_tiling", "bench_codec", "bench_job", "bench_cold_start", "bench_memory"):
+        assert f"::{name}[" in found
 
 
 def _compare(before: Path, after: Path) -> subprocess.CompletedProcess[str]:
