@@ -15,15 +15,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tilefuse.backends.base import Precision, Session
-from tilefuse.backends.pixels import Integers, PixelSession
+from tilefuse.backends.pixels import PixelSession
 from tilefuse.classification import Classification, classify
 from tilefuse.compiling import SessionKey, session_cache
 from tilefuse.embedding import Embedded, Kind, array_of, swap_channels
 from tilefuse.errors import BackendError
-from tilefuse.execute import Execution, Progress, Runner, execute
+from tilefuse.execute import Execution, Progress
 from tilefuse.file_jobs import Report, run_job
 from tilefuse.footprint import Footprint
-from tilefuse.generation import generate, interpolate
+from tilefuse.generation import generate, interpolate, latent_inputs
 from tilefuse.images import (
     Picture,
     picture_from_array,
@@ -33,21 +33,20 @@ from tilefuse.images import (
     read_image,
 )
 from tilefuse.jobs import MASKED_CHANNELS, Job, assemble, holes_of, picture_jobs
+from tilefuse.latent_measurement import LATENTS
 from tilefuse.machine import available_memory
 from tilefuse.masks import Mask, MaskLike, mask_of
 from tilefuse.measurement import Subject
-from tilefuse.memory import ArrayReader, ArrayWriter, PixelReader, PixelWriter
 from tilefuse.model import Model
 from tilefuse.options import MEASURE_SECONDS, Options
+from tilefuse.picture_windows import run_windows, runner_of
 from tilefuse.planner import Plan, Request, Serving, plan
 from tilefuse.reconstruction import reconstruct
-from tilefuse.runners import FloatRunner, PixelRunner
 from tilefuse.selection import Choices
 from tilefuse.serving import choose
 from tilefuse.sessions import SessionCache
-from tilefuse.shrinking import ShrinkingRunner
 from tilefuse.source import load_model
-from tilefuse.streaming_run import StreamJob, checked_compression
+from tilefuse.streamed_job import StreamJob, checked_compression
 from tilefuse.tensor_images import run_tensor
 from tilefuse.tiling import Grid
 
@@ -106,6 +105,15 @@ class Engine(Embedded):
         """
         serving = self.choices.warm(self._subject(height, width, channels, dtype), seconds).servings[0]
         return self._plan(height, width, channels, np.dtype(dtype), serving)[0]
+
+    def warm_latents(self, *, seconds: float | None = None) -> Serving:
+        """Measure who draws images from latents best, record it, and return it; otherwise as `warm`.
+
+        Raises:
+            ModelError: the network takes no latent.
+        """
+        latent_inputs(self.model, 1, seed=0, label=None)
+        return self.choices.warm(LATENTS, seconds).servings[0]
 
     def __call__(self, image: Kind, *, mask: MaskLike | None = None, bgr: bool = False) -> Kind:
         """Run an image and return the same kind of thing.
@@ -186,11 +194,11 @@ class Engine(Embedded):
             ModelError: the network takes no latent.
             UsageError: the count is not positive, or there is no such label.
         """
-        return generate(self.model, self._fixed_session, count, seed=seed, label=label)
+        return generate(self.model, self._drawing_session, count, seed=seed, label=label)
 
     def interpolate(self, first: int, last: int, count: int, *, label: int | None = None) -> NDArray[np.uint8]:
         """Draw `count` images on the way from seed `first` to seed `last`, uint8 [count, H, W, C]; as `generate`."""
-        return interpolate(self.model, self._fixed_session, (first, last), count, label=label)
+        return interpolate(self.model, self._drawing_session, (first, last), count, label=label)
 
     def classify(self, pictures: Sequence[Picture]) -> list[Classification]:
         """Tell the class of each picture and how sure the network is; see `tilefuse.classification`.
@@ -207,6 +215,9 @@ class Engine(Embedded):
             ModelError: the model has no encoder.
         """
         return reconstruct(self.model, self.options, self._fixed_session, pictures)
+
+    def _drawing_session(self, images: int) -> Session:
+        return self.session(self.choices.settle(LATENTS).servings[0], images, (0, 0))
 
     def _fixed_session(self, images: int) -> Session:
         """Compile a network whose inputs have no free size."""
@@ -230,7 +241,7 @@ class Engine(Embedded):
         runs = []
         for position, job in enumerate(jobs):
             step = progress and _offset(progress, position * len(grid), total)
-            runs.append(self._run(job, grid, serving, step))
+            runs.append(run_windows(self, job, grid, serving, step))
         execution = Execution(
             total,
             sum(run.seconds for run in runs),
@@ -252,7 +263,7 @@ class Engine(Embedded):
             made, grid = self._plan(picture.height, picture.width, depth, picture.pixels.dtype, with_reasons)
             jobs = picture_jobs(picture, self.model.image_channels, grid.output, holes)
             try:
-                self._runner(jobs[0], grid.window, serving, serving.precision)
+                runner_of(self, jobs[0], grid.window, serving, serving.precision)
             except BackendError as error:
                 failed.append(f"{serving.backend} can't compile this window: {error}")
             except MemoryError:
@@ -303,46 +314,6 @@ class Engine(Embedded):
     def forget(self, window: tuple[int, int]) -> None:
         """Give up what was compiled for windows of a shape."""
         self._sessions.forget(lambda key: key.window == window)
-
-    def _run(self, job: Job, grid: Grid, serving: Serving, progress: Progress | None) -> Execution:
-        if self._takes_pixels(job):
-            reader: Any = PixelReader(cast(Integers, job.source))
-            writer: Any = PixelWriter(cast(Integers, job.result))
-        else:
-            reader, writer = ArrayReader(job.source, self.model.image_channels[0]), ArrayWriter(job.result)
-
-        def shrinking(precision: Precision) -> ShrinkingRunner[Any]:
-            return ShrinkingRunner(
-                lambda window: self._runner(job, window, serving, precision),
-                grid.window,
-                self.footprint,
-                self.options.request.halo_px,
-                self.forget,
-            )
-
-        runner = shrinking(serving.precision)
-        reduced = serving.precision != "fp32"
-        done = execute(
-            grid,
-            runner,
-            reader,
-            writer,
-            exact=(lambda: shrinking("fp32")) if reduced else None,
-            progress=progress,
-            workers=serving.workers,
-        )
-        return replace(done, notes=runner.notes)
-
-    def _runner(self, job: Job, window: tuple[int, int], serving: Serving, precision: Precision) -> Runner[Any]:
-        images = job.source.shape[0]
-        if self._takes_pixels(job):
-            return PixelRunner(self.pixel_session(serving, images, window, job.source.dtype, precision))
-        return FloatRunner(self.session(serving, images, window, precision))
-
-    def _takes_pixels(self, job: Job) -> bool:
-        """Tell whether the job's integers are the network's own channels, so that nothing but a type is converted."""
-        channels = job.source.shape[3], job.result.shape[3]
-        return job.source.dtype.kind == "u" and channels == self.model.image_channels
 
 
 def load(

@@ -31,7 +31,7 @@ def generate(
     """
     if count < 1:
         raise UsageError(f"the number of images is {count}; draw at least 1")
-    return draw(model, session, _inputs(model, count, seed, label))
+    return draw(model, session, latent_inputs(model, count, seed, label))
 
 
 def interpolate(
@@ -50,7 +50,7 @@ def interpolate(
     """
     if count < 2:
         raise UsageError(f"{count} images can't lead from one seed to another; draw at least 2")
-    ends = [_inputs(model, 1, seed, label) for seed in seeds]
+    ends = [latent_inputs(model, 1, seed, label) for seed in seeds]
     if len(ends[0]) > 1 and label is None:
         raise UsageError(f"{model.name} draws by label; say which label to interpolate in")
     shares = torch.linspace(0.0, 1.0, count)
@@ -99,7 +99,8 @@ def contact_sheet(images: NDArray[np.uint8], gap_px: int = 2, columns: int | Non
     return sheet
 
 
-def _inputs(model: Model, count: int, seed: int, label: int | None) -> list[Tensor]:
+def latent_inputs(model: Model, count: int, seed: int, label: int | None) -> list[Tensor]:
+    """Draw the inputs of a generator: standard normal latents and, of a conditional one, labels in one-hot form."""
     graph = model.graph
     if graph is None or graph.inputs[0].name != "latent":
         raise ModelError(f"{model.name} takes no latent vector: it can't draw images. Run it on an image instead")

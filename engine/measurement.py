@@ -90,7 +90,7 @@ class Task:
 
 
 @dataclass(frozen=True, eq=False)
-class _Entrant:
+class Entrant:
     """A compiled candidate: `run` runs some windows of the picture, `scale` times which is the whole subject."""
 
     measurement: Measurement
@@ -116,12 +116,12 @@ def measure(task: Task) -> tuple[Measurement, ...]:
     probe = replace(task, subject=replace(task.subject, height=patch[0], width=patch[1]))
     reference = _reference(probe)
     refused: list[Measurement] = []
-    entrants: list[_Entrant] = []
-    for candidate in _backends(task):
+    entrants: list[Entrant] = []
+    for candidate in offered(task):
         # However short the time, one is measured.
         found = _enter(probe, candidate, reference, first_deadline if entrants else math.inf)
-        (entrants if isinstance(found, _Entrant) else refused).append(found)  # type: ignore[arg-type]
-    first = _ranked(entrants, first_deadline)
+        (entrants if isinstance(found, Entrant) else refused).append(found)  # type: ignore[arg-type]
+    first = ranked(entrants, first_deadline)
     del entrants
     finals, late = _finalists(task, first, reference, patch, deadline)
     # Where there was no time for the subject itself, the patch has to tell by how much a backend is faster.
@@ -145,16 +145,16 @@ def measured_table(measurements: Sequence[Measurement]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _backends(task: Task) -> list[Candidate]:
+def offered(task: Task) -> list[Candidate]:
     """List backends and precisions, the one predicted to be fastest first."""
-    offered = [
+    listed = [
         Candidate(name, precision, task.threads)
         for name in task.backends
         for precision in precisions(task.policy, task.subject.dtype, task.device)
     ]
     size = (task.subject.images, task.subject.height, task.subject.width)
     return sorted(
-        offered,
+        listed,
         key=lambda c: (
             predicted_image_seconds(task.model, c.backend, c.precision, size, c.threads)
             + predicted_compile_seconds(task.model, c.backend)
@@ -176,13 +176,13 @@ def _picture(task: Task) -> Pixels:
     return picture(subject.height, subject.width, task.model.image_channels[0], subject.images, np.dtype(subject.dtype))
 
 
-def _enter(task: Task, candidate: Candidate, reference: Tensor | None, deadline: float) -> _Entrant | Measurement:
+def _enter(task: Task, candidate: Candidate, reference: Tensor | None, deadline: float) -> Entrant | Measurement:
     """Compile a candidate, run it once and compare what it gives; a measurement says why it does not take part."""
     cut = grid(task.subject.height, task.subject.width, candidate.tile, task.model.geometry())
     entered = Measurement(candidate, cut.window)
-    refusal = _refusal(task, candidate)
-    if refusal is not None:
-        return replace(entered, reason=refusal)
+    reason = refusal(task, candidate)
+    if reason is not None:
+        return replace(entered, reason=reason)
     compiling = predicted_compile_seconds(task.model, candidate.backend)
     if time.perf_counter() + compiling > deadline:
         return replace(entered, reason=f"not measured: too little time to compile it (about {compiling:.1f} s)")
@@ -199,10 +199,11 @@ def _enter(task: Task, candidate: Candidate, reference: Tensor | None, deadline:
         entered = replace(entered, levels=difference.levels, psnr_db=difference.psnr_db, reason=difference.reason)
         if difference.reason is not None:
             return entered
-    return _Entrant(replace(entered, memory_factor=factor), run, len(chosen), len(cut) / len(chosen))
+    return Entrant(replace(entered, memory_factor=factor), run, len(chosen), len(cut) / len(chosen))
 
 
-def _refusal(task: Task, candidate: Candidate) -> str | None:
+def refusal(task: Task, candidate: Candidate) -> str | None:
+    """Give the reason a candidate can't serve at all, or None."""
     backend = registry.get(candidate.backend)
     reason = backend.available() or backend.refusal(task.model, task.device, candidate.precision)
     return None if reason is None else f"can't serve: {reason}"
@@ -302,7 +303,7 @@ def _lost(model: Model, patch: Sequence[int], whole: Sequence[int]) -> tuple[int
     return rows, columns
 
 
-def _ranked(entrants: Sequence[_Entrant], deadline: float) -> list[Measurement]:
+def ranked(entrants: Sequence[Entrant], deadline: float) -> list[Measurement]:
     """Time in interleaved rounds, leave out who is clearly behind, and sort by the median."""
     seconds: dict[int, list[float]] = {place: [] for place in range(len(entrants))}
     racing = set(seconds)
@@ -332,7 +333,7 @@ def _finalists(
         return [], []
     leading = [m for m in first if (m.seconds or math.inf) <= _FINALIST_FACTOR * (first[0].seconds or math.inf)]
     checked = None if task.model.geometry().global_ops and patch != _padded(task) else reference
-    entrants: list[_Entrant] = []
+    entrants: list[Entrant] = []
     refused: list[Measurement] = []
     for leader in leading[:_FINALISTS]:
         for candidate in _variants(task, leader.candidate):
@@ -342,7 +343,7 @@ def _finalists(
                 refused.append(Measurement(candidate, (0, 0), reason="not measured: no time left"))
                 continue
             found = _enter(task, candidate, checked, deadline)
-            if isinstance(found, _Entrant):
+            if isinstance(found, Entrant):
                 # What the small patch has shown holds where the larger one was not compared.
                 kept = found.measurement
                 if kept.levels is None:
@@ -350,7 +351,7 @@ def _finalists(
                 entrants.append(replace(found, measurement=kept))
             else:
                 refused.append(found)
-    return _ranked(entrants, deadline), refused
+    return ranked(entrants, deadline), refused
 
 
 def _variants(task: Task, leader: Candidate) -> list[Candidate]:

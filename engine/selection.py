@@ -18,6 +18,7 @@ import torch
 
 from tilefuse.candidates import allowed_backends
 from tilefuse.cost_model import predicted_image_seconds
+from tilefuse.latent_measurement import measure_latents
 from tilefuse.machine import available_memory, cpu_name, cpu_threads
 from tilefuse.measurement import Measurement, Subject, Task, measure, measured_table
 from tilefuse.model import Model
@@ -77,11 +78,18 @@ class Choices:
             return self._made[bucket(subject)]
 
     def _measurable(self) -> bool:
-        return self._model.graph is not None and self._model.footprint is not None
+        """Tell whether there is something to hold results against: a graph of images, or one of latents."""
+        graph = self._model.graph
+        return graph is not None and (self._model.footprint is not None or graph.inputs[0].name == "latent")
 
     def _repaid(self, subject: Subject) -> bool:
         budget = self._options.measure_seconds
-        if budget <= 0 or not self._measurable() or self._options.request.halo_px is not None:
+        if (
+            budget <= 0
+            or self._model.graph is None
+            or self._model.footprint is None
+            or self._options.request.halo_px is not None
+        ):
             return False
         first = self._predicted[0]
         size = (subject.images, subject.height, subject.width)
@@ -110,7 +118,8 @@ class Choices:
             memory=self._options.request.memory or available_memory() // 2,
             budget_s=seconds,
         )
-        verdict = Verdict(corner.height, corner.width, measure(task))
+        found = measure(task) if self._model.footprint is not None else measure_latents(task)
+        verdict = Verdict(corner.height, corner.width, found)
         failed = record(self._options.cache_dir, self._key(subject), verdict) if verdict.right else ""
         chosen = self._choice(verdict, "measured")
         return replace(chosen, servings=_noted(chosen.servings, "; ".join(filter(None, (note, failed)))))
@@ -149,7 +158,8 @@ def servings_of(verdict: Verdict, device: str, how: str) -> tuple[Serving, ...]:
     servings = []
     for group in groups.values():
         best = group[0]
-        about = f"{best.candidate.backend} in {best.candidate.precision}: {how} at {verdict.width}x{verdict.height}"
+        at = f"{verdict.width}x{verdict.height}" if verdict.width else "a batch of latents"
+        about = f"{best.candidate.backend} in {best.candidate.precision}: {how} at {at}"
         # One measurement for each backend: the one of the largest windows tells the least of the library itself.
         told = [m for m in verdict.measurements if m.candidate.backend == best.candidate.backend and m.memory_factor]
         largest = max(told, key=lambda m: m.window[0] * m.window[1], default=None)

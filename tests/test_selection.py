@@ -21,7 +21,7 @@ from tilefuse.backends import registry
 from tilefuse.backends.base import Precision, Session
 from tilefuse.candidates import Candidate, allowed_backends, precisions, thread_splits, tiles
 from tilefuse.cost_model import predicted_image_seconds
-from tilefuse.errors import BackendError, UsageError
+from tilefuse.errors import BackendError, ModelError, UsageError
 from tilefuse.graph import Shape
 from tilefuse.measurement import Measurement, Subject, Task, measure, measured_table
 from tilefuse.model import Model
@@ -331,3 +331,18 @@ def test_nothing_measured_leaves_the_prediction(
     assert any("nothing could be measured" in why for why in plan.why)
     assert not (tmp_path / "verdicts").exists()
     assert measurement.measured_table(()) == ()
+
+
+def test_latents_are_drawn_by_who_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILEFUSE_BACKENDS", "openvino,torch_eager")
+    engine = tilefuse.load("gan-digits", cache_dir=tmp_path, measure_seconds=30)
+    before = engine.generate(20, seed=3)
+    chosen = engine.warm_latents()
+    assert any("a batch of latents" in why for why in chosen.why)
+    assert any("chosen" in why for why in chosen.why)
+    after = engine.generate(20, seed=3)
+    assert np.abs(after.astype(int) - before).max() <= 1
+    again = tilefuse.load("gan-digits", cache_dir=tmp_path)
+    assert np.array_equal(again.generate(20, seed=3), after)
+    with pytest.raises(ModelError, match="takes no latent"):
+        tilefuse.load("espcn-x2").warm_latents()

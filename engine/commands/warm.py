@@ -45,6 +45,11 @@ def warm(
         cache_dir=cache_dir,
         measure_seconds=seconds,
     )
+    if engine.model.footprint is None:
+        serving = engine.warm_latents()
+        chosen = {"model": model, "backend": serving.backend, "precision": serving.precision}
+        click.echo(json.dumps({**chosen, "why": list(serving.why)}) if as_json else "\n".join(serving.why))
+        return
     for width, height in parsed:
         begin = time.perf_counter()
         plan = engine.warm(height, width, dtype=dtype)
