@@ -59,7 +59,7 @@ def pick_config(layer: Layer, x_dtype: torch.dtype, *, affine: bool, target: int
     if inputs == 1 and layer.groups > 1 and layer.spread == (1, 1):
         return ConvConfig("depthwise", (1, 64), min(power_of_two(layer.weight.shape[1]), 64), 1, stages=1)
     if dtype == torch.float32:
-        block_n = min(power_of_two(max(columns, 16)), 64)
+        block_n = min(power_of_two(max(columns, 16)), 32 if affine else 64)
         return ConvConfig("pointer", (1, 64), block_n, block_k, is_flat(layer), warps=8, stages=2)
     if target >= 90 and x_dtype in HALVES and not affine and takes_tma(layer):
         if columns >= 128:
