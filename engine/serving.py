@@ -42,7 +42,9 @@ def choose(model: Model, options: Options) -> tuple[Serving, ...]:
     skipped: list[str] = []
     for name, reason in offered:
         if reason is None:
-            serving.append(Serving(name, device, precision, (f"{name}: {how}", *skipped)))
+            # Telling takes a lowering of the whole graph: only for the choice.
+            told = () if serving else registry.notes(name, model)
+            serving.append(Serving(name, device, precision, (f"{name}: {how}", *told, *skipped)))
         else:
             skipped.append(f"{name} can't serve: {reason}")
     if not serving:

@@ -42,8 +42,9 @@ def plain_cases(_target: int) -> Iterator[Launch]:
         for mode, channels in enumerate((3, 64, 3, 128)):
             yield pad.plan_launch(image(channels), _make(1, SIZE + 2, SIZE + 2, channels, dtype=dtype), 1, 1, mode, 0.0)
         for taps, channels in ((1, 3), (1, 64), (2, 64), (4, 3)):
-            tables = [_make(taps, 2 * SIZE, dtype=kind) for kind in (torch.int32, SINGLE) * 2]
-            yield resize.plan_launch(image(channels), *tables, _make(1, 2 * SIZE, 2 * SIZE, channels, dtype=dtype))
+            index, weight = _make(taps, 2 * SIZE, dtype=torch.int32), _make(taps, 2 * SIZE)
+            large = _make(1, 2 * SIZE, 2 * SIZE, channels, dtype=dtype)
+            yield resize.plan_launch(image(channels), index, weight, index, weight, large)
         for maximum, edge in ((True, 2), (True, 3), (False, 2)):
             out = _make(1, SIZE // 2, SIZE // 2, 64, dtype=dtype)
             yield pool.plan_launch(image(64), out, maximum, [edge] * 2, [2, 2], [0] * 4, [1, 1], True)

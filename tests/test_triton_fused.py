@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from tilefuse.backends.triton.epilogues import read_tail
 from tilefuse.backends.triton.lowering import lower
 from tilefuse.backends.triton_fused import TritonFused
 from tilefuse.capture import from_module
+from tilefuse.commands.describe import describe_model
 from tilefuse.cost import peak_live_bytes
 from tilefuse.errors import BackendError, ModelError
 from tilefuse.export.architectures import ARCHITECTURES, infer
@@ -65,7 +67,7 @@ def test_every_network_of_the_zoo_lowers_to_kernels(name: str) -> None:
     """Every architecture at its smallest, and the families with options that change the graph."""
     if name in FAMILIES:
         module = FAMILIES[name].module(**FAMILIES[name].example).eval()
-        described = infer(module.state_dict(), {"scale": "2"})
+        described = infer(module.state_dict(), {"scale": "2"} if name == "FSRCNN" else {})
         shapes = list(described.inputs.values()) or [(described.in_channels, 64, 64)]
         examples = [torch.rand(2, *shape) for shape in shapes]
     else:
@@ -98,6 +100,25 @@ def test_an_op_without_a_kernel_runs_in_torch_and_is_listed(assert_close: Compar
     assert note == "torch runs mean (v2): no kernel serves it"
 
 
+def test_what_torch_runs_is_told_by_info_and_explain(tmp_path: Path) -> None:
+    class Averaging(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return y - y.mean(1, keepdim=True)
+
+    engine = tilefuse.load(Averaging(), backend="triton_fused")
+    explained = str(engine.plan(8, 9))
+    assert "no kernel serves it" in explained
+    assert "Triton's interpreter, which is slow" in explained
+    tilefuse.export.to_onnx(Averaging(), tmp_path / "averaging.onnx")
+    told = describe_model(str(tmp_path / "averaging.onnx"))
+    assert "no kernel serves it" in str(told["notes"]["triton_fused"])
+
+
 SMALL = ("espcn", "compact", "fsrcnn", "unet", "dcgan", "dcgan-1x1", "style", "squeeze-excite", "weight-norm")
 
 
@@ -106,6 +127,14 @@ def test_networks_are_right(name: str, assert_close: Compare) -> None:
     graph, x = captured(name)
     for actual, expected in zip(compiled(graph, x).run(x), graph.evaluate(x), strict=True):
         assert_close(actual, expected, max_abs=1e-5 * max(1.0, expected.abs().max().item()), what=name)
+
+
+def test_reflected_enlargements_and_norms_in_prologues_are_right(assert_close: Compare) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, 12, 16)
+    with torch.no_grad():
+        graph = from_module(TransformerNet((4, 4, 8), blocks=1, img_range=1.0).eval(), x)
+    assert_close(compiled(graph, x).run(x)[0], graph.evaluate(x)[0], max_abs=2e-5, what="style")
 
 
 @pytest.mark.slow

@@ -54,6 +54,12 @@ def automatic() -> tuple[str, ...]:
     return tuple(name for name in BACKENDS if not (interpreted and name == "triton_fused"))
 
 
+def notes(name: str, model: Model) -> tuple[str, ...]:
+    """What a user should know of how a backend serves a model: ops without a kernel, an interpreter that is slow."""
+    backend = get(name)
+    return backend.notes(model) if isinstance(backend, TritonFused) else ()
+
+
 def preference(model: Model, device: str, precision: Precision) -> list[tuple[str, str | None]]:
     """List every backend in order of preference, with the reason it can't serve, or None."""
     first = _CUDA_FIRST if device.startswith("cuda") else ()

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from safetensors import safe_open
 
-from tilefuse.backends.registry import BACKENDS
+from tilefuse.backends.registry import BACKENDS, notes
 from tilefuse.cost import flops, weight_bytes
 from tilefuse.errors import ModelError
 from tilefuse.export.checkpoints import bundled
@@ -36,6 +36,7 @@ def describe_model(source: str) -> dict[str, Any]:
     described["backends"] = {
         name: backend.available() or backend.refusal(model, "cpu", "fp32") for name, backend in BACKENDS.items()
     }
+    described["notes"] = {name: told for name in BACKENDS if (told := list(notes(name, model)))}
     return described
 
 
@@ -78,6 +79,8 @@ def print_model(described: dict[str, Any]) -> None:
             table.add_row(key.replace("_", " "), shown)
     for name, reason in described["backends"].items():
         table.add_row(f"backend {name}", "can serve" if reason is None else f"can't serve: {reason}")
+        for note in described["notes"].get(name, ()):
+            table.add_row("", note)
     Console(soft_wrap=True, highlight=False).print(table)
 
 
