@@ -56,7 +56,7 @@ TINY = Recipe(
     adversarial=STAGE,
 )
 STARTED = [
-    (FSRCNN, {"scale": 2, "channels": 3, "d": 16, "s": 8, "m": 2}, 2, "bilinear"),
+    (FSRCNN, {"scale": 2, "channels": 3, "d": 16, "s": 8, "m": 2}, 2, "bicubic"),
     (EDSR, {"num_feat": 16, "num_block": 2, "upscale": 2, "img_range": 1.0}, 2, "bilinear"),
     (SPAN, {"feature_channels": 16, "upscale": 3, "img_range": 10.0}, 3, "bilinear"),
     (SRResNet, {"channels": 16, "num_block": 2, "num_upsample": 1}, 2, "bilinear"),

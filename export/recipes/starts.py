@@ -26,8 +26,8 @@ SMOOTHING = torch.tensor([0.25, 0.5, 0.25])
 def start_as_interpolation(network: nn.Module) -> None:
     """Changes the fresh weights of a network [N, C, H, W] -> [N, C, scale*H, scale*W] to those of an interpolation.
 
-    It is bilinear. TransformerNet starts with the image at a quarter of its resolution and of even contrast. Other
-    architectures stay as they are.
+    It is bilinear, or bicubic where one layer is large enough. TransformerNet starts with the image at a quarter of its
+    resolution and of even contrast. Other architectures stay as they are.
     """
     start = STARTS.get(type(network))
     if start is not None:
@@ -40,13 +40,23 @@ def triangle(offset: float) -> float:
     return max(0.0, 1.0 - abs(offset))
 
 
+def cubic(offset: float) -> float:
+    """Gives the weight of cubic interpolation (Keys 1981, a = -1/2) for a sample `offset` pixels away."""
+    x = abs(offset)
+    if x >= 2.0:
+        return 0.0
+    return 1.5 * x**3 - 2.5 * x**2 + 1.0 if x < 1.0 else -0.5 * x**3 + 2.5 * x**2 - 4.0 * x + 2.0
+
+
 def _start_fsrcnn(network: FSRCNN) -> None:
     channels = network.last_part.out_channels
     convs = [layer for layer in (*network.first_part, *network.mid_part) if isinstance(layer, nn.Conv2d)]
     for conv in convs:
         _copy(conv, channels)
     kernel, scale = network.last_part.kernel_size[0], network.last_part.stride[0]
-    taps = torch.tensor([triangle((tap - kernel // 2 + 0.5) / scale - 0.5) for tap in range(kernel)])
+    # A cubic reaches two pixels to either side, further than the kernel does at larger scales.
+    shape = cubic if kernel >= 4 * scale else triangle
+    taps = torch.tensor([shape((tap - kernel // 2 + 0.5) / scale - 0.5) for tap in range(kernel)])
     # Twice, because many taps add up to a pixel of the result.
     network.last_part.weight.mul_(BRANCH_GAIN).mul_(BRANCH_GAIN)
     _silence(network.last_part.bias, channels)
