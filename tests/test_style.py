@@ -17,6 +17,7 @@ from safetensors import safe_open
 import tilefuse
 from tilefuse.cli import cli
 from tilefuse.errors import CapacityError, ImageError, TilefuseError, UsageError
+from tilefuse.export import stylisation
 from tilefuse.export.architectures import build, infer
 from tilefuse.export.checkpoints import bundled, load_bundled
 from tilefuse.export.generators.stylenet import TransformerNet
@@ -208,6 +209,23 @@ def test_stylise_lowers_the_style_loss_and_repeats() -> None:
     assert not np.array_equal(first.picture, stylise(content, style, steps=12, seed=1).picture)
     bold = stylise(content, style, steps=12, style_weight=500.0)
     assert bold.after.content > first.after.content
+
+
+def test_stylise_works_from_coarse_to_fine_at_odd_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, ...]] = []
+    measured = stylisation.content_loss
+
+    def watched(images: torch.Tensor, contents: torch.Tensor) -> torch.Tensor:
+        sizes.append(tuple(images.shape[2:]))
+        return measured(images, contents)
+
+    monkeypatch.setattr(stylisation, "content_loss", watched)
+    seen: list[int] = []
+    result = stylise(face(107)[:101], waves(0, 97), steps=5, on_step=lambda done: seen.append(done.step))
+    assert seen == [1, 2, 3, 4, 5]
+    # One step in three at half the size; a quarter would be too small. The last two are the losses told.
+    assert sizes == [(50, 53), *[(101, 107)] * 6]
+    assert result.picture.shape == (101, 107, 3)
 
 
 @pytest.mark.parametrize(
