@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tilefuse.backends.base import Precision, Session
 from tilefuse.backends.pixels import PixelSession
 from tilefuse.classification import Classification, classify
-from tilefuse.compiling import SessionKey, session_cache
+from tilefuse.compiling import SessionKey, memory_budget, session_cache
 from tilefuse.embedding import Embedded, Kind, array_of, swap_channels
 from tilefuse.errors import BackendError
 from tilefuse.execute import Execution, Progress
@@ -34,7 +34,6 @@ from tilefuse.images import (
 )
 from tilefuse.jobs import MASKED_CHANNELS, Job, assemble, holes_of, picture_jobs
 from tilefuse.latent_measurement import LATENTS
-from tilefuse.machine import available_memory
 from tilefuse.masks import Mask, MaskLike, mask_of
 from tilefuse.measurement import Subject
 from tilefuse.model import Model
@@ -298,7 +297,7 @@ class Engine(Embedded):
     def request(self) -> Request:
         """Return what the user asked for, with the memory budget filled in."""
         request = self.options.request
-        return request if request.memory else replace(request, memory=available_memory() // 2)
+        return request if request.memory else replace(request, memory=memory_budget(self.serving.device))
 
     def pixel_session(
         self, serving: Serving, images: int, window: tuple[int, int], dtype: np.dtype[Any], precision: Precision

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from tilefuse.backends import registry
 from tilefuse.backends.base import Precision, Session
 from tilefuse.backends.pixels import PixelSession, compile_pixels
-from tilefuse.machine import cpu_threads
+from tilefuse.machine import available_memory, cpu_threads
 from tilefuse.model import Model
 from tilefuse.planner import input_shapes
 from tilefuse.sessions import SessionCache
@@ -25,6 +26,13 @@ class SessionKey:
     precision: Precision
     threads: int = 0
     dtype: str = "float32"
+
+
+def memory_budget(device: str) -> int:
+    """Return what a job may take where nobody says: 80 % of the free memory of a GPU, half of what is free in RAM."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0] * 4 // 5
+    return available_memory() // 2
 
 
 def session_cache(model: Model, device: str) -> SessionCache[SessionKey]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import re
@@ -34,6 +35,12 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def format_at_least(count: float) -> str:
+    """Write a number of bytes for people, rounded up: what is written suffices, and `parse_bytes` reads it."""
+    unit = 1024 ** max(0, min(4, (int(count).bit_length() - 1) // 10))
+    return format_bytes(math.ceil(count / unit * 10) / 10 * unit)
 
 
 def cpu_threads() -> int:

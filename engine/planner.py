@@ -11,7 +11,7 @@ from tilefuse.cost import flops, peak_live_bytes, weight_bytes
 from tilefuse.errors import CapacityError, ImageError
 from tilefuse.footprint import Footprint
 from tilefuse.graph import Graph, Shape
-from tilefuse.machine import cache_bytes, format_bytes
+from tilefuse.machine import cache_bytes, format_at_least, format_bytes
 from tilefuse.model import Model
 from tilefuse.tiling import Grid, grid
 
@@ -259,16 +259,17 @@ def _why_tile(best: Layout, all_: Sequence[Layout], request: Request, footprint:
 
 def _does_not_fit(footprint: Footprint, request: Request, least: Layout, whole_only: bool) -> str:
     needs = f"needs about {format_bytes(least.peak_bytes)} and {format_bytes(request.memory)} is allowed"
+    enough = format_at_least(least.peak_bytes)
     where = f"{least.grid.width}x{least.grid.height} as "
     where += "one window" if len(least.grid) == 1 else f"windows of {least.grid.window[1]}x{least.grid.window[0]}"
     if whole_only:
         return (
             f"{where} {needs}, and tiling is refused: {_listed(footprint.global_ops)} sees the whole image. "
-            "Allow more memory, or give a halo in pixels and accept an approximate result"
+            f"Allow at least {enough}, or give a halo in pixels and accept an approximate result"
         )
     if request.tile is not None:
-        return f"{where} {needs}. Allow more memory, or leave the tile to the planner"
-    return f"{where} {needs}, and no smaller window helps. Allow at least {format_bytes(least.peak_bytes)}"
+        return f"{where} {needs}. Allow at least {enough}, or leave the tile to the planner"
+    return f"{where} {needs}, and no smaller window helps. Allow at least {enough}"
 
 
 def _listed(names: Sequence[str]) -> str:

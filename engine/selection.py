@@ -17,9 +17,10 @@ from threading import Lock
 import torch
 
 from tilefuse.candidates import allowed_backends
+from tilefuse.compiling import memory_budget
 from tilefuse.cost_model import predicted_image_seconds
 from tilefuse.latent_measurement import measure_latents
-from tilefuse.machine import available_memory, cpu_name, cpu_threads
+from tilefuse.machine import cpu_name, cpu_threads
 from tilefuse.measurement import Measurement, Subject, Task, measure, measured_table
 from tilefuse.model import Model
 from tilefuse.options import Options
@@ -115,7 +116,7 @@ class Choices:
             policy=self._options.precision,
             tile=self._options.request.tile,
             threads=cpu_threads(),
-            memory=self._options.request.memory or available_memory() // 2,
+            memory=self._options.request.memory or memory_budget(self._predicted[0].device),
             budget_s=seconds,
         )
         found = measure(task) if self._model.footprint is not None else measure_latents(task)

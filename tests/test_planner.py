@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from tilefuse.errors import CapacityError, ImageError
+from tilefuse.machine import parse_bytes
 from tilefuse.model import Model
-from tilefuse.planner import Plan, Request, Serving, plan
+from tilefuse.planner import Plan, Request, Serving, Timed, plan
 from tilefuse.source import load_model
 
 SERVING = Serving("torch_eager", "cpu", "fp32", ("torch_eager: as asked",))
@@ -64,6 +68,34 @@ def test_the_numbers_are_in_the_refusal(local: Model) -> None:
         make(local, 500, 500, Request(memory=10 * 1024))
     with pytest.raises(CapacityError, match=r"one window needs about .*leave the tile to the planner"):
         make(local, 2000, 2000, Request(tile=0, memory=2**22))
+
+
+@pytest.mark.parametrize("asked", [Request(memory=1), Request(memory=1, tile=0), Request(memory=1, tile=64)])
+@pytest.mark.parametrize("edge", [100, 901])
+def test_the_least_memory_that_is_told_suffices(local: Model, asked: Request, edge: int) -> None:
+    with pytest.raises(CapacityError) as refusal:
+        make(local, edge, edge, asked, image_bytes=12345)
+    told = re.search(r"Allow at least ([\d.]+ \w+)", str(refusal.value))
+    assert told
+    enough = parse_bytes(told[1])
+    assert make(local, edge, edge, replace(asked, memory=enough), 12345).peak_bytes <= enough
+    with pytest.raises(CapacityError):
+        make(local, edge, edge, replace(asked, memory=int(enough * 0.9)), 12345)
+
+
+def test_what_was_measured_decides(local: Model) -> None:
+    timed = (Timed(64, 70 * 70, 0.002), Timed(128, 134 * 134, 0.004), Timed(0, 500 * 600, 0.5))
+    serving = replace(SERVING, timed=timed)
+    made = plan(local, (1, 500, 600), 0, Request(memory=PLENTY), serving)[0]
+    assert (made.tile, made.seconds) == (128, pytest.approx(0.004 * made.windows))
+    assert any("least measured time" in why for why in made.why)
+    # Where only another window fits, that is taken, measured or not.
+    small = plan(local, (1, 500, 600), 0, Request(memory=2**20), serving)[0]
+    assert small.peak_bytes <= 2**20
+    assert plan(local, (1, 500, 600), 0, Request(memory=PLENTY, tile=32), serving)[0].tile == 32
+    together = plan(local, (1, 500, 600), 0, Request(memory=PLENTY), replace(serving, workers=2))[0]
+    assert together.workers == 2
+    assert together.peak_bytes > made.peak_bytes
 
 
 def test_the_asked_tile_is_taken(local: Model) -> None:

@@ -47,16 +47,25 @@ def warm(
     )
     if engine.model.footprint is None:
         serving = engine.warm_latents()
-        chosen = {"model": model, "backend": serving.backend, "precision": serving.precision}
-        click.echo(json.dumps({**chosen, "why": list(serving.why)}) if as_json else "\n".join(serving.why))
+        drawn = {"model": model, "backend": serving.backend, "precision": serving.precision, "why": serving.why}
+        click.echo(json.dumps(drawn) if as_json else "\n".join(serving.why))
         return
     for width, height in parsed:
         begin = time.perf_counter()
         plan = engine.warm(height, width, dtype=dtype)
         took = time.perf_counter() - begin
         if as_json:
-            chosen = {"backend": plan.backend, "precision": plan.precision, "tile": plan.tile, "workers": plan.workers}
-            fields = {"model": model, "size": [width, height], **chosen, "seconds": plan.seconds, "measured_s": took}
-            click.echo(json.dumps({**fields, "why": list(plan.why)}))
+            fields = {
+                "model": model,
+                "size": [width, height],
+                "backend": plan.backend,
+                "precision": plan.precision,
+                "tile": plan.tile,
+                "workers": plan.workers,
+                "seconds": plan.seconds,
+                "measured_s": took,
+                "why": list(plan.why),
+            }
+            click.echo(json.dumps(fields))
         else:
             click.echo(f"{plan}\nmeasured  {took:.1f} s")
