@@ -28,8 +28,9 @@ from torch import Tensor
 
 from benchmarks import gpu_runners as runners
 from benchmarks.gpu_clock import Ceilings, Clock, CudaClock, HostClock, measure_ceilings
-from benchmarks.gpu_kernels import check_all, layers
+from benchmarks.gpu_kernels import Subject, check, layers
 from benchmarks.gpu_nets import NETS, TINY, Net
+from benchmarks.gpu_plain import plain_subjects
 from benchmarks.gpu_record import COMPILED, CUDNN, EAGER, MIN_DB, ORT, TRITON, check_record, judged, table, write
 from tilefuse.backends.triton.session import TritonSession
 from tilefuse.capture import from_module
@@ -51,13 +52,13 @@ class Scale:
     networks: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
     check_size: tuple[int, int]
-    layer_size: tuple[int, int]
+    kernel_size: tuple[int, int] | None
     copy_bytes: int
     edge: int
     seconds: float
 
 
-FULL = Scale(NETS, (), (torch.float16, torch.float32), (65, 87), (540, 960), 2 * 2**30, 8192, 0.25)
+FULL = Scale(NETS, (), (torch.float16, torch.float32), (65, 87), None, 2 * 2**30, 8192, 0.25)
 DRY = Scale(TINY, ("fsrcnn",), (torch.float16,), (20, 24), (5, 6), 2**16, 32, 0.0)
 
 
@@ -93,15 +94,19 @@ def measure(
     """Run every step and collect the record, the rows of an earlier one included."""
     clock: Clock = HostClock() if dry_run else CudaClock()
     if not dry_run:
-        _warm(nets)
+        _warm(nets, kernels=earlier is None)
     ceilings = measure_ceilings(clock, copy_bytes=scale.copy_bytes, edge=scale.edge, seconds=scale.seconds)
     print(f"ceilings: {ceilings.copy_gb_s:.0f} GB/s, {ceilings.half_tflop_s:.0f} TFLOP/s", flush=True)
     if earlier is None:
-        checks = [asdict(c) for c in check_all(clock, scale.check_size, scale.dtypes, scale.networks)]
-        kernels = [time_layer(each, scale, clock, ceilings) for each in _halves(scale, clock)]
+        checks = [
+            asdict(check(each, scale.check_size, dtype, clock.device))
+            for dtype in scale.dtypes
+            for each in subjects(scale, dtype, clock.device)
+        ]
+        kernels = [time_kernel(each, scale, clock, ceilings) for each in subjects(scale, torch.float16, clock.device)]
     else:
         checks, kernels = earlier["checks"], earlier["kernels"]
-    print(f"layers: {sum(c['passed'] for c in checks)} of {len(checks)} right", flush=True)
+    print(f"kernels: {sum(c['passed'] for c in checks)} of {len(checks)} right", flush=True)
     notes: list[str] = []
     # What needs no search runs first, for all networks, so that a short budget costs baselines and not networks.
     rows = [measure_net(net, clock, scale.seconds) for net in nets]
@@ -130,9 +135,9 @@ def measure(
     }
 
 
-def time_layer(each: Any, scale: Scale, clock: Clock, ceilings: Ceilings) -> dict[str, Any]:
-    """Time one layer at a real size."""
-    x, residuals = each.inputs(*scale.layer_size, torch.float16, clock.device)
+def time_kernel(each: Subject, scale: Scale, clock: Clock, ceilings: Ceilings) -> dict[str, Any]:
+    """Time one kernel at a real size."""
+    x, residuals = each.inputs(*(scale.kernel_size or each.size), torch.float16, clock.device)
     out = each.run(x, residuals)
     timing = clock.time(clock.captured(lambda: each.run(x, residuals)), scale.seconds / 4)
     moved, flops = each.traffic(x, residuals, out)
@@ -198,20 +203,33 @@ def _compiled(net: Net, clock: Clock) -> runners.Runner:
     return runners.compiled_runner(net.module(), _input(net), clock)
 
 
-def _halves(scale: Scale, clock: Clock) -> list[Any]:
-    return layers(torch.float16, clock.device, networks=scale.networks)
+def subjects(scale: Scale, dtype: torch.dtype, device: str) -> list[Subject]:
+    """Every layer of the zoo, or of some networks, and every kernel without a product."""
+    return [*layers(dtype, device, networks=scale.networks), *plain_subjects()]
 
 
-def _warm(nets: list[Net]) -> None:
-    """Compile the kernels of every network in processes side by side; the compiler's cache hands them on."""
-    workers = min(len(nets), max(1, (os.cpu_count() or 1) // 2))
+def _warm(nets: list[Net], *, kernels: bool) -> None:
+    """Compile what will run in processes side by side; the compiler's cache hands it on."""
+    workers = max(1, os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_warm_one, [NETS.index(net) for net in nets]))
+        waiting = [pool.submit(_warm_net, NETS.index(net)) for net in nets]
+        waiting += [pool.submit(_warm_kernels, part, workers) for part in range(workers) if kernels]
+        for each in waiting:
+            each.result()
 
 
-def _warm_one(index: int) -> None:
+def _warm_net(index: int) -> None:
     net = NETS[index]
     runners.triton_bindings(_graph(net), net.shape, "cuda")
+
+
+def _warm_kernels(part: int, parts: int) -> None:
+    """Run every `parts`-th kernel once, at the sizes it will be checked and timed at."""
+    for dtype in FULL.dtypes:
+        for each in subjects(FULL, dtype, "cuda")[part::parts]:
+            for height, width in (FULL.check_size, *([each.size] if dtype == torch.float16 else [])):
+                each.run(*each.inputs(height, width, dtype, "cuda"))
+    torch.cuda.synchronize()
 
 
 def _graph(net: Net) -> Graph:

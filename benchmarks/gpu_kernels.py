@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from math import ceil
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_clock import Clock
 from tilefuse.backends.precision import exact_fp32
 from tilefuse.kernels.conv2d import conv2d_ref
 from tilefuse.kernels.conv_cases import CASES, Case
@@ -25,6 +25,11 @@ from tilefuse.kernels.upsample_conv2d import upsample_conv2d_ref
 LIMITS = {torch.float16: (4e-3, 2e-3), torch.float32: (5e-5, 1e-5), torch.uint8: (1.0, 0.2)}
 # Rows and columns left out at the start of the image a tile is compared with: multiples of every stride.
 CUT = (4, 8)
+# Sizes at which networks other than the upscalers run their layers.
+SIZES = {
+    **{"dcgan": (64, 256), "pggan": (64, 256), "head": (1, 64)},
+    **{"style": (270, 480), "u-net": (256, 256), "edsr": (256, 256), "mobile": (256, 256)},
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,31 @@ class Check:
     rms_error: float
     tiled_equal: bool
     passed: bool
+
+
+class Subject(Protocol):
+    """A kernel with its weights: `run` and `reference` take an image and the residuals.
+
+    `ratio` is output pixels per input pixel, None where a pixel depends on the whole image; `margin` are output pixels
+    that a cut at the image's start may change; `upsample` are the residuals' enlargements.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def ratio(self) -> Fraction | None: ...
+    @property
+    def margin(self) -> int: ...
+    @property
+    def upsample(self) -> tuple[int, ...]: ...
+    @property
+    def run(self) -> Callable[[Tensor, list[Tensor]], Tensor]: ...
+    @property
+    def reference(self) -> Callable[[Tensor, list[Tensor]], Tensor]: ...
+    @property
+    def size(self) -> tuple[int, int]: ...
+    def inputs(self, height: int, width: int, dtype: torch.dtype, device: str) -> tuple[Tensor, list[Tensor]]: ...
+    def traffic(self, x: Tensor, residuals: list[Tensor], out: Tensor) -> tuple[int, int]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +87,27 @@ class Layered:
         shown += ["norm"] * case.norm + [f"+{len(case.residuals)}"] * bool(case.residuals)
         edge = f"{case.kernel}x{case.kernel}"
         return " ".join([case.network, case.kind, f"{case.inputs}->{case.outputs}", edge, case.activation, *shown])
+
+    @property
+    def ratio(self) -> Fraction | None:
+        """Output pixels per input pixel."""
+        scale = Fraction(1, self.case.scale) if self.case.kind == "conv" else Fraction(self.case.scale)
+        return scale * self.case.shuffle
+
+    @property
+    def margin(self) -> int:
+        """Output pixels that a cut at the image's start may change."""
+        return ceil(self.case.kernel * max(self.ratio or 1, Fraction(1))) + self.case.kernel
+
+    @property
+    def upsample(self) -> tuple[int, ...]:
+        """The residuals' enlargements."""
+        return self.case.residuals
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width it has in its network."""
+        return SIZES.get(self.case.network, (540, 960))
 
     def inputs(self, height: int, width: int, dtype: torch.dtype, device: str) -> tuple[Tensor, list[Tensor]]:
         """Draw an image and the residuals."""
@@ -86,17 +137,17 @@ def layers(dtype: torch.dtype, device: str, *, networks: tuple[str, ...] = ()) -
     return [_layered(c, dtype, device, generator) for c in CASES if not networks or c.network in networks]
 
 
-def check(layered: Layered, size: tuple[int, int], dtype: torch.dtype, device: str) -> Check:
-    """Compare a layer with its reference, and a tile with the whole."""
-    x, residuals = layered.inputs(*size, dtype, device)
-    made = layered.run(x, residuals)
+def check(subject: Subject, size: tuple[int, int], dtype: torch.dtype, device: str) -> Check:
+    """Compare a kernel with its reference, and a tile with the whole."""
+    x, residuals = subject.inputs(*size, dtype, device)
+    made = subject.run(x, residuals)
     with exact_fp32():
-        wanted = layered.reference(x, residuals)
+        wanted = subject.reference(x, residuals)
     largest, rms = _errors(made, wanted)
     worst, mean = LIMITS[made.dtype]
-    equal = _tiled(layered, x, residuals, made)
+    equal = _tiled(subject, x, residuals, made)
     passed = largest <= worst and rms <= mean and equal
-    return Check(layered.name, str(dtype).removeprefix("torch."), largest, rms, equal, passed)
+    return Check(subject.name, str(dtype).removeprefix("torch."), largest, rms, equal, passed)
 
 
 def _errors(made: Tensor, wanted: Tensor) -> tuple[float, float]:
@@ -107,15 +158,16 @@ def _errors(made: Tensor, wanted: Tensor) -> tuple[float, float]:
     return (difference.max() / scale.max().clamp(min=1e-9)).item(), rms.item()
 
 
-def _tiled(layered: Layered, x: Tensor, residuals: list[Tensor], whole: Tensor) -> bool:
+def _tiled(subject: Subject, x: Tensor, residuals: list[Tensor], whole: Tensor) -> bool:
     """Run the image without its first rows and columns: past the reach of the new border the bits must be the same."""
-    case = layered.case
-    ratio = Fraction(1, case.scale) if case.kind == "conv" else Fraction(case.scale)
-    ratio *= case.shuffle
+    ratio = subject.ratio
+    if ratio is None:
+        return True
     away = [int(cut * ratio) for cut in CUT]
-    cut = [r[:, away[0] // up :, away[1] // up :].contiguous() for r, up in zip(residuals, case.residuals, strict=True)]
-    part = layered.run(x[:, CUT[0] :, CUT[1] :].contiguous(), cut)
-    margin = ceil(case.kernel * max(ratio, Fraction(1))) + case.kernel
+    each = zip(residuals, subject.upsample, strict=True)
+    cut = [tensor[:, away[0] // up :, away[1] // up :].contiguous() for tensor, up in each]
+    part = subject.run(x[:, CUT[0] :, CUT[1] :].contiguous(), cut)
+    margin = subject.margin
     inner = whole[:, away[0] + margin :, away[1] + margin :]
     return torch.equal(part[:, margin:, margin:], inner) and inner.numel() > 0
 
@@ -156,14 +208,3 @@ def _layered(case: Case, dtype: torch.dtype, device: str, generator: torch.Gener
         lambda x, r: run_layer(x, layer, prologue=prologue, epilogue=epilogue(r)),
         lambda x, r: plain(x, weight, prologue=prologue, epilogue=epilogue(r), **shared),  # type: ignore[arg-type]
     )  # fmt: skip
-
-
-def check_all(
-    clock: Clock, size: tuple[int, int], dtypes: tuple[torch.dtype, ...], networks: tuple[str, ...]
-) -> list[Check]:
-    """Check every layer in every type."""
-    return [
-        check(layered, size, dtype, clock.device)
-        for dtype in dtypes
-        for layered in layers(dtype, clock.device, networks=networks)
-    ]

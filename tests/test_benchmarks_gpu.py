@@ -16,6 +16,7 @@ import torch
 from benchmarks import gpu, gpu_kernels, gpu_runners, gpu_table
 from benchmarks.gpu_clock import Ceilings, HostClock, Timing
 from benchmarks.gpu_nets import NETS, TINY
+from benchmarks.gpu_plain import plain_subjects
 from benchmarks.gpu_record import COMPILED, EAGER, TRITON, check_record, geometric_mean, judged, speed_up, table, write
 
 ROOT = Path(__file__).parents[1]
@@ -119,17 +120,18 @@ def test_the_repository_has_no_record_of_a_dry_run() -> None:
 
 
 def test_every_step_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = replace(gpu.DRY, nets=TINY[:1], networks=("head",), check_size=(5, 6), layer_size=(2, 3))
+    one = replace(gpu.DRY, nets=TINY[:1], networks=("head",), check_size=(5, 6), kernel_size=(2, 3))
     heads = tuple(case for case in gpu_kernels.CASES if case.network == "head" and case.outputs == 1)
     monkeypatch.setattr(gpu_kernels, "CASES", heads)
     monkeypatch.setattr(gpu_kernels, "CUT", (2, 2))
     monkeypatch.setattr(gpu, "DRY", one)
+    monkeypatch.setattr(gpu, "plain_subjects", lambda: plain_subjects()[:1])
     path = tmp_path / "dry.json"
     assert gpu.main(["--dry-run", "--json", str(path)]) == 0
     found = json.loads(path.read_text())
     check_record(found)
     assert found["dry_run"]
-    assert [check["passed"] for check in found["checks"]] == [True]
+    assert [check["passed"] for check in found["checks"]] == [True, True]
     assert found["kernels"][0]["bound_by"] in ("memory", "matrix")
     (row,) = found["networks"]
     assert row["check"]["tiled_equal"] is True
@@ -161,6 +163,13 @@ def test_a_wrong_kernel_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
         return layered.run(x, residuals) + 1e-7 * len(calls)
 
     assert not gpu_kernels.check(replace(layered, run=drifting), (5, 6), torch.float32, "cpu").tiled_equal
+
+
+def test_every_kernel_without_a_product_is_right_and_tiles() -> None:
+    for each in plain_subjects():
+        found = gpu_kernels.check(each, (21, 27), torch.float16, "cpu")
+        assert found.passed, found
+    assert len({each.name for each in plain_subjects()}) == len(plain_subjects())
 
 
 def test_the_networks_of_the_claim_are_all_there() -> None:
