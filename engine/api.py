@@ -338,7 +338,7 @@ def load(
         tile: auto, 0 for the whole image, or the edge of a tile in input pixels.
         halo: exact, or a number of input pixels (the result may then be approximate).
         schedule: auto, whole or windows.
-        memory: budget in bytes or as "2GiB"; half of the free memory when None.
+        memory: budget in bytes or as "2GiB"; half of the free RAM, or 80 % of a GPU's free memory, when None.
         cache_dir: where measured choices are kept; the user's cache when None (or TILEFUSE_CACHE_DIR).
         measure_seconds: how long choosing may measure before a job that is large enough to repay it; 0 for never.
 
