@@ -132,10 +132,7 @@ def compress_file(
         UsageError: the output is not called .tfz, exists (and not `overwrite`), or can't be written.
         CapacityError: the image does not fit the memory budget.
     """
-    path = Path(output)
-    if path.suffix.lower() != SUFFIX:
-        raise UsageError(f"{shown(output)}: compressed images are called {SUFFIX}; give such a name")
-    check_writable(path, overwrite=overwrite)
+    path = check_compressed(output, overwrite=overwrite)
     picture = read_image(source)
     data = codec.encode(picture)
     quality = psnr_db(codec.decode(data).pixels, picture.pixels)
@@ -149,6 +146,17 @@ def compress_file(
     return Compression(Path(source), path, picture.width, picture.height, len(data), quality, (*picture.notes, *lost))
 
 
+def check_compressed(output: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Return `output` if a .tfz file can be written there; call it before any work.
+
+    Raises:
+        UsageError: it is not called .tfz, exists (and not `overwrite`), or can't be written.
+    """
+    if Path(output).suffix.lower() != SUFFIX:
+        raise UsageError(f"{shown(output)}: compressed images are called {SUFFIX}; give such a name")
+    return check_writable(output, overwrite=overwrite)
+
+
 def decompress_file(
     codec: Codec, source: str | os.PathLike[str], output: str | os.PathLike[str], *, overwrite: bool = False
 ) -> Compression:
@@ -160,9 +168,8 @@ def decompress_file(
         CapacityError: the image does not fit the memory budget.
     """
     path = check_output(output, overwrite=overwrite)
-    data = read_bytes(source)
+    data, header = read_compressed(source)
     try:
-        header = read_header(data)
         check_output(path, overwrite=overwrite, size=(header.width, header.height))
         picture = codec.decode(data)
     except ImageError as error:
@@ -171,11 +178,11 @@ def decompress_file(
     return Compression(Path(source), path, header.width, header.height, len(data), None, notes)
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Read a .tfz file, of no more bytes than any such file has.
+def read_compressed(path: str | os.PathLike[str]) -> tuple[bytes, LatentHeader]:
+    """Read a .tfz file, of no more bytes than any such file has, and its header; nothing is decoded.
 
     Raises:
-        ImageError: there is none, or it is too large.
+        ImageError: there is none, it is too large, another kind of file, or damaged.
     """
     try:
         with open(path, "rb") as stream:
@@ -185,7 +192,10 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise ImageError(f"{shown(path)}: can't be read ({reason}); check the path") from error
     if len(data) > MAX_FILE_BYTES:
         raise ImageError(f"{shown(path)}: more than {MAX_FILE_BYTES} bytes, which no {SUFFIX} file has")
-    return data
+    try:
+        return data, read_header(data)
+    except ImageError as error:
+        raise ImageError(f"{shown(path)}: {error}") from error
 
 
 def psnr_db(result: NDArray[np.generic], reference: NDArray[np.generic]) -> float:

@@ -21,11 +21,43 @@ MAX_LATENTS = 256
 LARGEST = 127
 SAMPLE_BITS = (8, 16, 32)
 
-# Version, bits a sample, colour channels, reduction, latent channels, width, height, model, payload bytes and CRC-32.
-_FIELDS = struct.Struct("<HBBHHII32sQI")
+# Version, bits a sample, colour channels, reduction, coding, latent channels, width, height, model, payload bytes and
+# CRC-32.
+_FIELDS = struct.Struct("<HBBBBHII32sQI")
 _CHECK = struct.Struct("<I")
-CODING = [{"id": lzma.FILTER_LZMA1, "preset": 6, "dict_size": 1 << 20, "lc": 0, "lp": 0, "pb": 0}]
 HEADER_BYTES = len(MAGIC) + _FIELDS.size + _CHECK.size
+
+
+@dataclass(frozen=True)
+class Coding:
+    """An order of the latents, channel by channel or pixel by pixel, and the high bits of each that predict the next.
+
+    Which is smaller depends on the picture, so the encoder tries all and the file says which it took.
+    """
+
+    interleaved: bool
+    context_bits: int
+
+    @property
+    def filters(self) -> list[dict[str, int]]:
+        """What LZMA is told."""
+        return [{"id": lzma.FILTER_LZMA1, "preset": 6, "dict_size": 1 << 20, "lc": self.context_bits, "lp": 0, "pb": 0}]
+
+    def symbols(self, latents: NDArray[np.int8]) -> bytes:
+        """Returns latents [C, h, w] in order."""
+        return np.ascontiguousarray(latents.transpose(1, 2, 0) if self.interleaved else latents).tobytes()
+
+    def latents(self, symbols: bytes, shape: tuple[int, int, int]) -> NDArray[np.int8]:
+        """Returns latents of `shape` [C, h, w] from their symbols."""
+        flat = np.frombuffer(symbols, np.int8)
+        if not self.interleaved:
+            return flat.reshape(shape)
+        channels, rows, columns = shape
+        return np.ascontiguousarray(flat.reshape(rows, columns, channels).transpose(2, 0, 1))
+
+
+# The file holds the place in this list; append, never reorder.
+CODINGS = (Coding(False, 0), Coding(False, 4), Coding(True, 0))
 
 
 @dataclass(frozen=True)
@@ -73,12 +105,15 @@ def encode_latents(header: LatentHeader, latents: NDArray[np.int8]) -> bytes:
         raise ImageError(f"the image has {problem}: a .tfz file can't hold it")
     if latents.shape != header.shape or latents.dtype != np.int8:
         raise ImageError(f"latents of {latents.shape} and {latents.dtype}; expected {header.shape} and int8")
-    payload = lzma.compress(latents.tobytes(), lzma.FORMAT_RAW, filters=CODING)
+    payloads = [lzma.compress(c.symbols(latents), lzma.FORMAT_RAW, filters=c.filters) for c in CODINGS]
+    coding = min(range(len(CODINGS)), key=lambda place: len(payloads[place]))
+    payload = payloads[coding]
     fields = _FIELDS.pack(
         VERSION,
         header.sample_bits,
         header.colours,
         header.reduction,
+        coding,
         header.latents,
         header.width,
         header.height,
@@ -96,6 +131,10 @@ def read_header(data: bytes) -> LatentHeader:
     Raises:
         ImageError: another kind of file or version, or a damaged or truncated one.
     """
+    return _read(data)[0]
+
+
+def _read(data: bytes) -> tuple[LatentHeader, Coding]:
     if not data.startswith(MAGIC):
         raise ImageError("no .tfz file by its content; give one that `tilefuse compress` wrote")
     if len(data) < HEADER_BYTES:
@@ -103,13 +142,13 @@ def read_header(data: bytes) -> LatentHeader:
     fields_end = HEADER_BYTES - _CHECK.size
     if _CHECK.unpack_from(data, fields_end)[0] != zlib.crc32(data[:fields_end]):
         raise ImageError("the header's checksum is wrong: the file is damaged; copy it again")
-    version, bits, colours, reduction, latents, width, height, model, size, check = _FIELDS.unpack_from(
+    version, bits, colours, reduction, coding, latents, width, height, model, size, check = _FIELDS.unpack_from(
         data, len(MAGIC)
     )
     if version != VERSION:
         raise ImageError(f"a .tfz file of version {version}; this tilefuse reads version {VERSION}: upgrade it")
     header = LatentHeader(width, height, colours, bits, reduction, latents, model)
-    problem = header.problem()
+    problem = f"coding {coding}" if coding >= len(CODINGS) else header.problem()
     if problem is not None:
         raise ImageError(f"the header says {problem}; the file is damaged or made to hurt")
     payload = memoryview(data)[HEADER_BYTES:]
@@ -117,7 +156,7 @@ def read_header(data: bytes) -> LatentHeader:
         raise ImageError(f"{len(payload)} bytes after the header, which says {size}: truncated or damaged; copy again")
     if zlib.crc32(payload) != check:
         raise ImageError("the payload's checksum is wrong: the file is damaged; copy it again")
-    return header
+    return header, CODINGS[coding]
 
 
 def decode_latents(data: bytes) -> tuple[LatentHeader, NDArray[np.int8]]:
@@ -126,9 +165,9 @@ def decode_latents(data: bytes) -> tuple[LatentHeader, NDArray[np.int8]]:
     Raises:
         ImageError: as `read_header`, or a payload that is none of this header.
     """
-    header = read_header(data)
+    header, coding = _read(data)
     size = int(np.prod(header.shape))
-    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=CODING)
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=coding.filters)
     try:
         symbols = decoder.decompress(memoryview(data)[HEADER_BYTES:], max_length=size + 1)
     except lzma.LZMAError as error:
@@ -136,4 +175,4 @@ def decode_latents(data: bytes) -> tuple[LatentHeader, NDArray[np.int8]]:
     if len(symbols) != size:
         more = "at least " if len(symbols) > size else ""
         raise ImageError(f"the payload holds {more}{len(symbols)} latents, the header declares {size}; the file is bad")
-    return header, np.frombuffer(symbols, np.int8).reshape(header.shape)
+    return header, coding.latents(symbols, header.shape)

@@ -37,6 +37,18 @@ def test_what_goes_in_comes_out(width: int, height: int, bits: int) -> None:
     assert np.array_equal(decoded, latents(header))
 
 
+@pytest.mark.parametrize("chosen", range(len(latent_file.CODINGS)))
+def test_every_coding_comes_back(chosen: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    coding = latent_file.CODINGS[chosen]
+    assert np.array_equal(coding.latents(coding.symbols(latents()), HEADER.shape), latents())
+    others = tuple(replace(coding, context_bits=1) for _ in range(chosen))
+    with monkeypatch.context() as patch:
+        patch.setattr(latent_file, "CODINGS", (*others, coding))
+        patch.setattr(latent_file, "min", lambda *_, **__: chosen, raising=False)
+        data = encode_latents(HEADER, latents())
+    assert np.array_equal(decode_latents(data)[1], latents())
+
+
 def test_the_extremes_survive() -> None:
     full = np.full(HEADER.shape, -127, np.int8)
     full[:, ::2] = 127
@@ -112,7 +124,7 @@ def test_headers_that_cannot_be(change: dict[str, object], words: str, monkeypat
 
 
 def test_a_payload_of_more_than_declared_is_not_unfolded() -> None:
-    bomb = lzma.compress(bytes(50_000_000), lzma.FORMAT_RAW, filters=latent_file.CODING)
+    bomb = lzma.compress(bytes(50_000_000), lzma.FORMAT_RAW, filters=latent_file.CODINGS[0].filters)
     assert len(bomb) < 50_000
     data = encode_latents(HEADER, latents())
     fields = data[len(MAGIC) : HEADER_BYTES - 16] + struct.pack("<QI", len(bomb), zlib.crc32(bomb))

@@ -9,14 +9,22 @@ from typing import Any
 
 import click
 
-from tilefuse.compression import Compression, compress_file, decompress_file, load_codec
-from tilefuse.images import quiet_decoders
+from tilefuse.compression import (
+    Compression,
+    check_compressed,
+    compress_file,
+    decompress_file,
+    load_codec,
+    read_compressed,
+)
+from tilefuse.images import check_output, quiet_decoders
 
 
 def compress_image(
     source: str, output: str, *, model: str, backend: str, memory: str | None, overwrite: bool, as_json: bool
 ) -> None:
     """Compress one image and tell its rate and PSNR."""
+    check_compressed(output, overwrite=overwrite)
     codec = load_codec(model, backend=backend, memory=memory)
     with quiet_decoders():
         done = compress_file(codec, source, output, overwrite=overwrite)
@@ -27,6 +35,9 @@ def decompress_image(
     source: str, output: str, *, model: str, backend: str, memory: str | None, overwrite: bool, as_json: bool
 ) -> None:
     """Decode one file and tell its rate."""
+    # What is wrong with the names or the file is told before the model is loaded.
+    check_output(output, overwrite=overwrite)
+    read_compressed(source)
     codec = load_codec(model, backend=backend, memory=memory)
     _tell(decompress_file(codec, source, output, overwrite=overwrite), as_json)
 

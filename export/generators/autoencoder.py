@@ -9,10 +9,15 @@ from tilefuse.export.generators.restoration import ResidualBlock
 COLOURS = 3
 REDUCTION = 8
 STAGES = 3
+# Latents of this many levels a unit of an orthonormal transform of 0..1: rounding then costs what 25/255 in it would.
+GAIN = 10.0
 
 
 class Encoder(nn.Module):
-    """Turns images [N, 3, H, W] in 0..1 into latents [N, latents, H/8, W/8] to be rounded to whole numbers."""
+    """Turns images [N, 3, H, W] in 0..1 into latents [N, latents, H/8, W/8] to be rounded to whole numbers.
+
+    The sum of a linear transform of blocks and of what convolutions see beyond it.
+    """
 
     def __init__(self, widths: tuple[int, int, int], latents: int) -> None:
         super().__init__()
@@ -22,13 +27,14 @@ class Encoder(nn.Module):
         )
         self.blocks = nn.ModuleList(ResidualBlock(width) for width in widths)
         self.latents = nn.Conv2d(widths[-1], latents, 3, padding=1)
+        self.transform = nn.Conv2d(COLOURS, latents, REDUCTION, stride=REDUCTION)
 
     def forward(self, image: Tensor) -> Tensor:
         """Gives the latents of a batch, not yet rounded."""
-        x = image - 0.5
+        x = centred = image - 0.5
         for down, block in zip(self.down, self.blocks, strict=True):
             x = block(torch.relu(down(x)))
-        result: Tensor = self.latents(x)
+        result: Tensor = GAIN * (self.transform(centred) + self.latents(x))
         return result
 
 
@@ -44,13 +50,16 @@ class Decoder(nn.Module):
             nn.ConvTranspose2d(wider, width, 4, stride=2, padding=1)
             for wider, width in zip(reversed(widths), outputs, strict=True)
         )
+        self.inverse = nn.ConvTranspose2d(latents, COLOURS, REDUCTION, stride=REDUCTION)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Gives the images of a batch."""
+        latents = latents / GAIN
         x = self.enter(latents)
         for block, up in zip(self.blocks, self.up, strict=True):
             x = up(torch.relu(block(x)))
-        return x + 0.5
+        result: Tensor = x + self.inverse(latents) + 0.5
+        return result
 
 
 class Autoencoder(nn.Module):
@@ -58,12 +67,13 @@ class Autoencoder(nn.Module):
 
     As a module it is the round trip without rounding the latents: rounding is a step, on which backends that differ in
     the last bit would differ by a whole one. `encoder` and `decoder` are modules of their own, to be captured apart.
-    `widths` are the channels at half, quarter and eighth resolution.
+    `widths` are the channels at half, quarter and eighth resolution. Encoder and decoder add their convolutions to a
+    linear transform of 8x8 blocks, which training starts as a DCT.
 
     Source: Theis et al., "Lossy Image Compression with Compressive Autoencoders", ICLR 2017.
     """
 
-    def __init__(self, widths: tuple[int, int, int] = (32, 48, 64), latents: int = 16) -> None:
+    def __init__(self, widths: tuple[int, int, int] = (32, 48, 64), latents: int = 32) -> None:
         super().__init__()
         self.encoder = Encoder(widths, latents)
         self.decoder = Decoder(widths, latents)
@@ -75,7 +85,7 @@ class Autoencoder(nn.Module):
 
 
 def _detect(tensors: Tensors) -> bool:
-    return {"encoder.latents.weight", "encoder.down.0.weight", "decoder.enter.weight"} <= tensors.keys()
+    return {"encoder.transform.weight", "encoder.down.0.weight", "decoder.inverse.weight"} <= tensors.keys()
 
 
 def _describe(tensors: Tensors, _hints: Hints) -> Descriptor:

@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tilefuse.export.descriptor import (
@@ -19,6 +20,8 @@ from tilefuse.export.descriptor import (
 COLOURS = 3
 MASKED = COLOURS + 1
 LARGEST_DILATION = 64
+PYRAMID_LEVELS = 5
+LEAST_KNOWN = 1e-3
 
 
 class ResidualBlock(nn.Module):
@@ -71,9 +74,14 @@ class RestorationNet(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int = 3, widths: tuple[int, ...] = (24, 48, 80), dilations: tuple[int, ...] = (1, 1)
+        self,
+        in_channels: int = 3,
+        widths: tuple[int, ...] = (24, 48, 80),
+        dilations: tuple[int, ...] = (1, 1),
+        interpolates: bool = False,
     ) -> None:
         super().__init__()
+        self.interpolates = interpolates
         pairs = list(pairwise(widths))
         self.head = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(Down(width, wider) for width, wider in pairs)
@@ -88,9 +96,9 @@ class RestorationNet(nn.Module):
         mask = image[:, COLOURS:]
         known = 1.0 - mask
         seen = image[:, :COLOURS] * known
-        # Holes hold the mid-gray that the values are counted from.
-        filled = self._estimate(torch.cat([seen - 0.5 * known, mask], 1)) + 0.5
-        return seen + mask * filled
+        # Holes start as what surrounds them, so that the network is left with the edges and textures.
+        filled = interpolate(seen, known) if self.interpolates else seen + 0.5 * mask
+        return seen + mask * (filled + self._estimate(torch.cat([filled - 0.5, mask], 1)))
 
     def _estimate(self, image: Tensor) -> Tensor:
         x = self.head(image)
@@ -107,6 +115,24 @@ class RestorationNet(nn.Module):
         return result
 
 
+def interpolate(seen: Tensor, known: Tensor) -> Tensor:
+    """Fills images [N, 3, H, W], 0 where `known` [N, 1, H, W] is 0, from a pyramid of their known pixels' averages.
+
+    H and W are multiples of 2**PYRAMID_LEVELS.
+
+    Source: Gortler et al., "The Lumigraph", SIGGRAPH 1996 (push-pull, here without saturating the weights).
+    """
+    levels = [(seen, known)]
+    for _ in range(PYRAMID_LEVELS):
+        seen, known = F.avg_pool2d(seen, 2), F.avg_pool2d(known, 2)
+        levels.append((seen, known))
+    # Where nothing at all is known, mid-gray.
+    x = (seen + 0.5 * LEAST_KNOWN) / (known + LEAST_KNOWN)
+    for seen, known in reversed(levels[:-1]):
+        x = seen + (1.0 - known) * F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+    return x
+
+
 def _detect(tensors: Tensors) -> bool:
     return {"head.weight", "tail.weight", "down.0.strided.weight", "up.0.transposed.weight"} <= tensors.keys()
 
@@ -120,7 +146,12 @@ def _describe(tensors: Tensors, hints: Hints) -> Descriptor:
     blocks = count_of(tensors, "body.")
     return Descriptor(
         "RestorationNet",
-        {"in_channels": in_channels, "widths": widths, "dilations": _dilations(hints, blocks)},
+        {
+            "in_channels": in_channels,
+            "widths": widths,
+            "dilations": _dilations(hints, blocks),
+            "interpolates": hints.get("interpolates") is True,
+        },
         scale=1,
         in_channels=in_channels,
         out_channels=COLOURS,

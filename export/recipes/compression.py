@@ -5,13 +5,15 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tilefuse.errors import ModelError
-from tilefuse.export.generators.autoencoder import Autoencoder
+from tilefuse.export.generators.autoencoder import REDUCTION, Autoencoder
 from tilefuse.export.recipes.compression_quality import measure_compression
 from tilefuse.export.recipes.dataset import DataMix, Pool, build_pool
 from tilefuse.export.recipes.latent import LatentRecipe, descend, seeded, set_learning_rate
@@ -70,6 +72,7 @@ class CompressionTrainer:
     def __init__(self, recipe: CompressionRecipe, seed: int, device: torch.device) -> None:
         with seeded(seed):
             network = Autoencoder(**recipe.hyper_parameters)
+        start_as_cosine_transform(network)
         network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe, self.seed, self.device = recipe, seed, device
         self.network: Autoencoder = network
@@ -114,6 +117,35 @@ class CompressionTrainer:
         """Gives PSNR and rate of the averaged autoencoder on validation photographs."""
         scores = measure_compression(_autoencoder(self.modules["average"]), VALIDATION[:2])
         return {key: value for key, value in means(scores)["model"].items() if key != "ssim"}
+
+
+def start_as_cosine_transform(network: Autoencoder) -> None:
+    """Sets the weights so that the latents are the lowest frequencies of a DCT of 8x8 blocks, and the rest gives 0.
+
+    Five latents of eight are of the luma, three of two opponent colours; all transforms are orthonormal.
+    """
+    steps = torch.arange(REDUCTION, dtype=torch.float64)
+    waves = torch.cos(math.pi / REDUCTION * (steps[None] + 0.5) * steps[:, None]) * math.sqrt(2.0 / REDUCTION)
+    waves[0] /= math.sqrt(2.0)
+    frequencies = sorted(product(range(REDUCTION), repeat=2), key=lambda f: (f[0] + f[1], abs(f[0] - f[1]), f))
+    colours = F.normalize(torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]], dtype=torch.float64))
+    latents = network.encoder.latents.out_channels
+    colour_count = latents * 3 // 16
+    counts = (latents - 2 * colour_count, colour_count, colour_count)
+    basis = torch.stack(
+        [
+            colour[:, None, None] * torch.outer(waves[y], waves[x])
+            for colour, count in zip(colours, counts, strict=True)
+            for y, x in frequencies[:count]
+        ]
+    ).float()
+    with torch.no_grad():
+        for layer in (network.encoder.transform, network.decoder.inverse):
+            layer.weight.copy_(basis)
+            layer.bias.zero_()
+        for layer in (network.encoder.latents, network.decoder.up[-1]):
+            layer.weight.zero_()
+            layer.bias.zero_()
 
 
 def _autoencoder(module: nn.Module) -> Autoencoder:

@@ -1,6 +1,7 @@
 """The recipes of restoration and of compression."""
 
 from tilefuse.export.recipes.compression import CompressionRecipe
+from tilefuse.export.recipes.dataset import DataMix
 from tilefuse.export.recipes.latent import LatentRecipe
 from tilefuse.export.recipes.restoration import RestorationRecipe
 
@@ -26,13 +27,14 @@ PICTURE_RECIPES: dict[str, LatentRecipe] = {
             "RestorationNet",
             "pictures",
             UNIT,
-            {"in_channels": 4, "widths": (16, 32, 48, 64), "dilations": (1, 2, 4)},
-            steps=2400,
+            {"in_channels": 4, "widths": (16, 32, 48, 64), "dilations": (1, 2, 4), "interpolates": True},
+            steps=900,
             batch=4,
             learning_rate=1e-3,
             average_decay=0.998,
             half_precision=True,
             damage="holes",
+            pictures=DataMix(32, 360, 0.3),
             patch=96,
         ),
         CompressionRecipe(
@@ -40,8 +42,8 @@ PICTURE_RECIPES: dict[str, LatentRecipe] = {
             "Autoencoder",
             "pictures",
             UNIT,
-            {"widths": (32, 48, 64), "latents": 16},
-            steps=4500,
+            {"widths": (32, 48, 64), "latents": 32},
+            steps=2000,
             batch=4,
             learning_rate=1e-3,
             average_decay=0.998,

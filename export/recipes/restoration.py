@@ -58,6 +58,10 @@ class RestorationTrainer:
     def __init__(self, recipe: RestorationRecipe, seed: int, device: torch.device) -> None:
         with seeded(seed):
             network = RestorationNet(**recipe.hyper_parameters)
+        if network.interpolates:
+            # Nothing is added to the interpolation at first.
+            nn.init.zeros_(network.tail.weight)
+            nn.init.zeros_(network.tail.bias)
         # Half again as fast on a CPU, whose bf16 convolutions are written for this order.
         network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe, self.seed, self.device = recipe, seed, device

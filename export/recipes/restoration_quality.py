@@ -13,7 +13,7 @@ from tilefuse.export.recipes.corruption import add_noise, cut_holes, square_hole
 from tilefuse.export.recipes.photographs import MEASURED, held_out_photograph
 from tilefuse.export.recipes.similarity import psnr, ssim
 
-ALIGNMENT_PX = 16
+ALIGNMENT_PX = 32
 MEDIANS_PX = (3, 5)
 
 
@@ -51,7 +51,7 @@ def measure_inpainting(module: nn.Module, names: tuple[str, ...] = MEASURED) -> 
         fills = {
             "model": run_aligned(module, cut_holes(clean[None], mask))[0],
             "mean fill": clean[:, ~holes].mean(1)[:, None, None].expand_as(clean),
-            "interpolation": _interpolate(clean, 1.0 - mask[0]),
+            "interpolation": interpolated(clean, 1.0 - mask[0]),
         }
         for method, fill in fills.items():
             scores.append(score(name, method, torch.where(holes, fill, clean), clean, holes))
@@ -79,7 +79,7 @@ def rounded(images: Tensor) -> Tensor:
 
 
 def run_aligned(module: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Runs images [N, C, H, W] of any size, reflected at their right and lower ends to a multiple of 16 pixels."""
+    """Runs images [N, C, H, W] of any size, reflected at their right and lower ends to a multiple of 32 pixels."""
     height, width = images.shape[2:]
     padded = F.pad(images, (0, -width % ALIGNMENT_PX, 0, -height % ALIGNMENT_PX), mode="reflect")
     with torch.inference_mode():
@@ -113,7 +113,7 @@ def _median(image: Tensor, edge: int) -> Tensor:
     return torch.from_numpy(filtered).permute(2, 0, 1).float().div(255.0)
 
 
-def _interpolate(image: Tensor, known: Tensor) -> Tensor:
+def interpolated(image: Tensor, known: Tensor) -> Tensor:
     """Fills where `known` [1, H, W] is 0 from the nearest level of a pyramid of averages that has known pixels.
 
     Source: Gortler et al., "The Lumigraph", SIGGRAPH 1996 (push-pull).
@@ -123,6 +123,6 @@ def _interpolate(image: Tensor, known: Tensor) -> Tensor:
         return image
     weight = F.avg_pool2d(known[None], 2, ceil_mode=True)[0]
     lower = F.avg_pool2d((image * known)[None], 2, ceil_mode=True)[0] / weight.clamp_min(1e-6)
-    lower = _interpolate(lower, (weight > 0).float())
+    lower = interpolated(lower, (weight > 0).float())
     larger = F.interpolate(lower[None], (height, width), mode="bilinear", align_corners=False)[0]
     return torch.where(known > 0, image, larger)
