@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from tilefuse.api import Engine, load
 from tilefuse.errors import ImageError, ModelError, UsageError
@@ -113,8 +114,9 @@ def load_codec(
         BackendError: no backend can serve.
     """
     model = load_model(source)
-    halves = [getattr(model.module, name, None) for name in ("encoder", "decoder")]
-    if None in halves or model.footprint is None:
+    named = [getattr(model.module, name, None) for name in ("encoder", "decoder")]
+    halves = [half for half in named if isinstance(half, nn.Module)]
+    if len(halves) < 2 or model.footprint is None:
         raise ModelError(f"{model.name} is no autoencoder of images: it has no encoder and decoder; try autoencoder")
     encoder, decoder = (load(half, device=device, backend=backend, precision="fp32", memory=memory) for half in halves)
     return Codec(model.name, encoder, decoder, bytes.fromhex(model.sha256), int(1 / encoder.scale))
@@ -214,4 +216,5 @@ def _samples(decoded: NDArray[np.float32], colours: int, dtype: np.dtype[np.gene
     if dtype == np.float32:
         return np.ascontiguousarray(values)
     full = FULL_SCALE[dtype]
-    return np.rint(values * full).clip(0, full).astype(dtype)
+    rounded: NDArray[np.generic] = np.rint(values * full).clip(0, full).astype(dtype)
+    return rounded

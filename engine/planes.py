@@ -42,5 +42,6 @@ def run_planes(engine: Engine, planes: Pixels) -> NDArray[np.float32]:
             failed.append(f"{serving.backend} can't compile this window: {error}")
             continue
         execute(grid, FloatRunner(session), ArrayReader(planes[None], taken), ArrayWriter(result))
-        return result[0]
+        image: NDArray[np.float32] = result[0]
+        return image
     raise BackendError("; ".join(failed))

@@ -46,6 +46,11 @@ class Down(nn.Module):
         self.block = ResidualBlock(width)
         self.strided = nn.Conv2d(width, wider, 2, stride=2)
 
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Gives the skip and what goes on."""
+        skip = self.block(x)
+        return skip, self.strided(skip)
+
 
 class Up(nn.Module):
     """Doubles [N, wider, H, W], adds the skip and refines the sum."""
@@ -66,8 +71,9 @@ class RestorationNet(nn.Module):
 
     With 3 channels in, the image is noisy and the network estimates the noise. With 4, the fourth is a mask, 1 where
     the image has a hole: what stands in holes is not looked at, and where the mask is 0 the image is given back as it
-    is. `widths` are the channels from full resolution down, each level half as large; the lowest has one residual block
-    for each of `dilations`.
+    is. Then H and W are multiples of 2**PYRAMID_LEVELS too, and the network adds to an interpolation. `widths` are the
+    channels from full resolution down, each level half as large; the lowest has one residual block for each of
+    `dilations`.
 
     Source: Ronneberger et al., "U-Net", MICCAI 2015; Zhang et al., "Plug-and-Play Image Restoration with Deep Denoiser
     Prior", TPAMI 2021 (strided and transposed 2x2 convolutions, added skips).
@@ -78,10 +84,8 @@ class RestorationNet(nn.Module):
         in_channels: int = 3,
         widths: tuple[int, ...] = (24, 48, 80),
         dilations: tuple[int, ...] = (1, 1),
-        interpolates: bool = False,
     ) -> None:
         super().__init__()
-        self.interpolates = interpolates
         pairs = list(pairwise(widths))
         self.head = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(Down(width, wider) for width, wider in pairs)
@@ -97,16 +101,15 @@ class RestorationNet(nn.Module):
         known = 1.0 - mask
         seen = image[:, :COLOURS] * known
         # Holes start as what surrounds them, so that the network is left with the edges and textures.
-        filled = interpolate(seen, known) if self.interpolates else seen + 0.5 * mask
+        filled = interpolate(seen, known)
         return seen + mask * (filled + self._estimate(torch.cat([filled - 0.5, mask], 1)))
 
     def _estimate(self, image: Tensor) -> Tensor:
         x = self.head(image)
         skips = []
         for down in self.down:
-            x = down.block(x)
-            skips.append(x)
-            x = down.strided(x)
+            skip, x = down(x)
+            skips.append(skip)
         for block in self.body:
             x = block(x)
         for up in self.up:
@@ -150,7 +153,6 @@ def _describe(tensors: Tensors, hints: Hints) -> Descriptor:
             "in_channels": in_channels,
             "widths": widths,
             "dilations": _dilations(hints, blocks),
-            "interpolates": hints.get("interpolates") is True,
         },
         scale=1,
         in_channels=in_channels,

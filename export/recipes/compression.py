@@ -59,7 +59,8 @@ class CompressionRecipe(LatentRecipe):
 
     def result(self, trainer: "CompressionTrainer") -> nn.Module:
         """Gives the averaged autoencoder."""
-        return trainer.modules["average"].to(memory_format=torch.contiguous_format)
+        average: nn.Module = trainer.modules["average"].to(memory_format=torch.contiguous_format)
+        return average
 
     def measure(self, module: nn.Module) -> Mapping[str, float]:
         """Measures PSNR, SSIM and the rate of the whole file on the held-out photographs, beside JPEG."""
@@ -140,12 +141,12 @@ def start_as_cosine_transform(network: Autoencoder) -> None:
         ]
     ).float()
     with torch.no_grad():
-        for layer in (network.encoder.transform, network.decoder.inverse):
-            layer.weight.copy_(basis)
-            layer.bias.zero_()
-        for layer in (network.encoder.latents, network.decoder.up[-1]):
-            layer.weight.zero_()
-            layer.bias.zero_()
+        linear = network.encoder.transform, network.decoder.inverse
+        added = network.encoder.latents, network.decoder.up[-1]
+        for weight in (weight for layer in (*linear, *added) for weight in layer.parameters()):
+            weight.zero_()
+        linear[0].weight.copy_(basis)
+        linear[1].weight.copy_(basis)
 
 
 def _autoencoder(module: nn.Module) -> Autoencoder:

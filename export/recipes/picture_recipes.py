@@ -27,7 +27,7 @@ PICTURE_RECIPES: dict[str, LatentRecipe] = {
             "RestorationNet",
             "pictures",
             UNIT,
-            {"in_channels": 4, "widths": (16, 32, 48, 64), "dilations": (1, 2, 4), "interpolates": True},
+            {"in_channels": 4, "widths": (16, 32, 48, 64), "dilations": (1, 2, 4)},
             steps=900,
             batch=4,
             learning_rate=1e-3,

@@ -45,7 +45,8 @@ class RestorationRecipe(LatentRecipe):
 
     def result(self, trainer: "RestorationTrainer") -> nn.Module:
         """Gives the averaged network."""
-        return trainer.modules["average"].to(memory_format=torch.contiguous_format)
+        average: nn.Module = trainer.modules["average"].to(memory_format=torch.contiguous_format)
+        return average
 
     def measure(self, module: nn.Module) -> Mapping[str, float]:
         """Measures PSNR and SSIM on the held-out photographs, beside the ways that need no network."""
@@ -58,10 +59,11 @@ class RestorationTrainer:
     def __init__(self, recipe: RestorationRecipe, seed: int, device: torch.device) -> None:
         with seeded(seed):
             network = RestorationNet(**recipe.hyper_parameters)
-        if network.interpolates:
+        if recipe.damage == "holes":
             # Nothing is added to the interpolation at first.
-            nn.init.zeros_(network.tail.weight)
-            nn.init.zeros_(network.tail.bias)
+            with torch.no_grad():
+                for weight in network.tail.parameters():
+                    weight.zero_()
         # Half again as fast on a CPU, whose bf16 convolutions are written for this order.
         network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe, self.seed, self.device = recipe, seed, device
@@ -99,7 +101,8 @@ class RestorationTrainer:
     def _damage(self, clean: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         if self.recipe.damage == "noise":
             return add_noise(clean, rng).clamp(0.0, 1.0), torch.ones_like(clean[:, :1])
-        masks = np.stack([square_holes(*clean.shape[2:], rng) for _ in range(len(clean))])[:, None]
+        height, width = clean.shape[2:]
+        masks = np.stack([square_holes(height, width, rng) for _ in range(len(clean))])[:, None]
         holes = torch.from_numpy(masks).to(clean)
         return cut_holes(clean, holes), holes
 
