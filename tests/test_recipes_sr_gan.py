@@ -32,7 +32,7 @@ from tilefuse.export.recipes.starts import start_as_interpolation
 from tilefuse.export.recipes.training import TrainingStep, learning_rate, train_recipe
 
 CPU = torch.device("cpu")
-BARS_DB = {"edsr-x2": 1.3, "span-x2": 1.3, "srgan-x4": 0.7, "esrgan-x4": 0.7}
+BARS_DB = {"fsrcnn-x2": 1.3, "edsr-x2": 1.3, "span-x2": 1.3, "srgan-x4": 0.7, "esrgan-x4": 0.7}
 LARGEST_BYTES = {
     "fsrcnn-x2": 150_000,
     "edsr-x2": 1_400_000,
