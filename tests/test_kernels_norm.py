@@ -33,6 +33,15 @@ def test_many_chunks_far_from_zero_keep_their_variance() -> None:
     assert (shift + mean * scale).abs().max() < 1e-2
 
 
+def test_chunks_with_other_averages_spread_the_variance() -> None:
+    """A ramp: most of the variance lies between the chunks, where averaging their variances would miss it."""
+    x = image(2, 47, 63, 2) + torch.arange(47.0).view(1, -1, 1, 1)
+    mean, scale, _ = norm_statistics(x, 0, eps=0.0)
+    variance, average = torch.var_mean(x.double(), (1, 2), correction=0)
+    assert (mean.view(2, 2) - average).abs().max() < 1e-4
+    assert (scale.view(2, 2).double().pow(-2) / variance - 1).abs().max() < 1e-5
+
+
 def test_the_parts_of_a_prologue_are_the_norm() -> None:
     x, weight, bias = image(2, 5, 7, 3), image(3, seed=1), image(3, seed=2)
     _, scale, shift = norm_statistics(x, 0, weight, bias)
