@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 from tests.pictures import noise
-from tilefuse.errors import ImageError, UsageError
+from tilefuse.cli import cli
+from tilefuse.errors import ImageError, TilefuseError, UsageError
 from tilefuse.images import Picture
 from tilefuse.jobs import MASKED_CHANNELS, assemble, picture_jobs
 from tilefuse.masks import mask_of, read_mask
@@ -117,3 +119,33 @@ def test_a_mask_of_another_size_is_refused() -> None:
 def test_a_network_without_a_mask_is_given_none() -> None:
     with pytest.raises(UsageError, match="takes no mask"):
         picture_jobs(Picture(noise((2, 3, 3), "uint8")), (3, 3), (2, 3), HOLES)
+
+
+@pytest.mark.parametrize(
+    ("model", "mask", "code", "words"),
+    [
+        ("restore-inpaint", "small.png", 3, "the mask is 4 x 4 pixels and the image 40 x 32"),
+        ("restore-inpaint", "colour.png", 3, "colour.png has colour"),
+        ("restore-inpaint", "none.png", 3, "none.png"),
+        ("espcn-x2", "mask.png", 2, "takes no mask"),
+        ("restore-inpaint", "mask.png", 0, ""),
+    ],
+)
+def test_the_command_line_takes_a_mask(tmp_path: Path, model: str, mask: str, code: int, words: str) -> None:
+    Image.fromarray(noise((32, 40, 3), "uint8")).save(tmp_path / "in.png")
+    Image.new("L", (4, 4)).save(tmp_path / "small.png")
+    Image.new("RGB", (40, 32)).save(tmp_path / "colour.png")
+    Image.fromarray(np.pad(np.full((8, 8), 255, np.uint8), ((12, 12), (16, 16)))).save(tmp_path / "mask.png")
+    arguments = ["run", "in.png", "-o", "out.png", "-m", model, "--mask", mask, "--backend", "torch_eager"]
+    filled = [str(tmp_path / a) if a.endswith(".png") else a for a in arguments]
+    result = CliRunner().invoke(cli, filled)
+    if code:
+        assert isinstance(result.exception, TilefuseError)
+        assert result.exception.exit_code == code
+        assert words in str(result.exception)
+    else:
+        assert result.exit_code == 0, result.output
+        before, after = (np.asarray(Image.open(tmp_path / name)) for name in ("in.png", "out.png"))
+        assert ((before != after).any(2) <= np.asarray(Image.open(tmp_path / "mask.png")).astype(bool)).all()
+        assert (before != after).any()
+    assert (tmp_path / "out.png").exists() == (code == 0)
