@@ -6,15 +6,11 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import FrozenInstanceError
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tilefuse
@@ -22,13 +18,10 @@ from tests import models, vocabulary
 from tests.conftest import Compare
 from tilefuse.backends import registry
 from tilefuse.backends.base import Precision, Session
-from tilefuse.backends.triton.arena import ALIGNMENT_BYTES, Lifetime, lay_out
-from tilefuse.backends.triton.epilogues import read_tail
 from tilefuse.backends.triton.lowering import lower
 from tilefuse.backends.triton_fused import TritonFused
 from tilefuse.capture import from_module
 from tilefuse.commands.describe import describe_model
-from tilefuse.cost import peak_live_bytes
 from tilefuse.errors import BackendError, ModelError
 from tilefuse.export.architectures import ARCHITECTURES, infer
 from tilefuse.export.checkpoints import bundled
@@ -37,7 +30,7 @@ from tilefuse.export.generators.espcn import ESPCN
 from tilefuse.export.generators.stylenet import TransformerNet
 from tilefuse.graph import Graph, Input, Node
 from tilefuse.model import Model
-from tilefuse.ops import Activation, Binary, Clamp, Concat, Conv2d, Mean, Op, PixelShuffle, Slice
+from tilefuse.ops import Binary, Mean
 from tilefuse.source import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")
@@ -333,102 +326,3 @@ def test_the_engine_imports_and_says_why_without_triton() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     ).stdout
     assert "triton is not installed" in told
-
-
-def test_a_program_is_flat_and_frozen_and_its_peak_is_known_before_it_runs() -> None:
-    graph, _ = captured("rrdbnet")
-    shape = (1, 3, 64, 64)
-    program = lower(graph, [shape], torch.float32)
-    kernels = [call.kernel for call in program.calls]
-    assert kernels == ["conv2d"] * 32 + ["upsample_conv2d"] * 2 + ["conv2d"] * 2
-    with pytest.raises(FrozenInstanceError):
-        program.calls[0].kernel = "other"  # type: ignore[misc]
-    shapes = graph.shapes(shape)
-    assert program.arena_bytes < 0.6 * sum(4 * np.prod(shapes[node.output]) for node in graph.nodes)
-    # The enlarged images are never made, and concats are free.
-    assert program.arena_bytes <= peak_live_bytes(graph, shapes)
-    for call in program.calls:
-        for place in (*call.reads, *call.writes):
-            last = place.offset + sum((size - 1) * step for size, step in zip(place.shape, place.strides, strict=True))
-            assert 0 <= place.offset <= last < program.buffers[place.buffer].elements
-
-
-def test_norms_enlargements_and_constants_join_their_layer() -> None:
-    torch.manual_seed(0)
-    style = from_module(TransformerNet().eval(), torch.rand(1, 3, 32, 32))
-    kernels = [call.kernel for call in lower(style, [(1, 3, 32, 32)], torch.float16).calls]
-    assert kernels.count("upsample_conv2d") == 2
-    assert "resize" not in kernels
-    assert kernels.count("elementwise") <= kernels.count("norm_statistics")
-    span, _ = captured("span")
-    kernels = [call.kernel for call in lower(span, [(1, 3, 16, 16)], torch.float16).calls]
-    assert kernels.count("elementwise") <= 8
-    dcgan, _ = captured("dcgan")
-    assert lower(dcgan, [(2, 5)], torch.float16).calls[0].kernel == "linear"
-
-
-MEMBERS: list[tuple[tuple[Op, tuple[str, ...]], ...]] = [
-    ((Activation("tanh"), ()), (Binary("add"), ("one",)), (Binary("div"), ("two",)), (Binary("mul"), ("two",))),
-    ((Binary("add"), ("r",)), (Binary("mul"), ("two",)), (Binary("add"), ("s",)), (Activation("relu"), ())),
-    ((PixelShuffle(2, "dcr"), ()), (Activation("relu"), ()), (Binary("sub"), ("shuffled",)), (Clamp(0.0, 1.0), ())),
-    ((Clamp(0.0, 1.0), ()), (Binary("mul"), ("two",)), (Binary("add"), ("r",))),
-    ((Binary("mul"), ("each",)), (Activation("silu"), ())),
-    ((Activation("relu"), ()), (Binary("add"), ("r",)), (Activation("relu"), ()), (PixelShuffle(2), ())),
-]
-
-
-@pytest.mark.parametrize(("position", "taken"), list(enumerate([4, 4, 4, 2, 0, 2])))
-def test_what_an_epilogue_holds_is_fused_and_the_rest_follows(position: int, taken: int, assert_close: Compare) -> None:
-    weights = {
-        "one": torch.tensor(1.0),
-        "two": torch.tensor(2.0),
-        "each": torch.rand(8, 1, 1),
-        "w": torch.randn(8, 3, 3, 3) / 5,
-        "b": torch.randn(8),
-    }
-    members = MEMBERS[position]
-    assert read_tail(members, weights, 8).taken == taken
-    nodes = [Node(Conv2d(padding=(1, 1, 1, 1)), ("x", "w", "b"), "v0")]
-    for op, extras in members:
-        nodes.append(Node(op, (nodes[-1].output, *extras), f"v{len(nodes)}"))
-    inputs = (Input("x", (None, 3, None, None)), Input("r", (None, 8, None, None)), Input("s", (None, 8, None, None)))
-    read = {name for node in nodes for name in node.inputs}
-    shuffled = Input("shuffled", (None, 2, None, None))
-    graph = Graph((*inputs, shuffled), tuple(nodes), (nodes[-1].output,), {k: weights[k] for k in weights if k in read})
-    x = [torch.randn(1, 3, 5, 6), torch.randn(1, 8, 5, 6), torch.randn(1, 8, 5, 6), torch.randn(1, 2, 10, 12)]
-    assert_close(compiled(graph, *x).run(*x)[0], graph.evaluate(*x)[0], max_abs=1e-5, what=str(members))
-
-
-def test_slices_and_concats_move_nothing_where_a_view_does() -> None:
-    weights = {f"w{i}": torch.randn(4, 4, 1, 1) for i in range(3)}
-    nodes = (
-        Node(Conv2d(), ("x", "w0"), "a"),
-        Node(Conv2d(), ("a", "w1"), "b"),
-        Node(Concat(), ("a", "b"), "both"),
-        Node(Slice(1, 2, 6), ("both",), "middle"),
-        Node(Conv2d(), ("middle", "w2"), "y"),
-    )
-    graph = Graph((Input("x", (None, 4, None, None)),), nodes, ("y",), weights)
-    program = lower(graph, [(1, 4, 5, 6)], torch.float32)
-    assert [call.kernel for call in program.calls] == ["conv2d"] * 3
-    x = torch.randn(1, 4, 5, 6)
-    assert (compiled(graph, x).run(x)[0] - graph.evaluate(x)[0]).abs().max() < 1e-5
-
-
-lifetimes = st.lists(st.tuples(st.integers(1, 5000), st.integers(0, 9), st.integers(0, 9)), max_size=12)
-
-
-@given(lifetimes)
-def test_buffers_alive_together_never_share_bytes(drawn: list[tuple[int, int, int]]) -> None:
-    lives = [Lifetime(str(i), size, min(a, b), max(a, b)) for i, (size, a, b) in enumerate(drawn)]
-    offsets, total = lay_out(lives)
-    assert all(offsets[life.name] % ALIGNMENT_BYTES == 0 for life in lives)
-    assert all(offsets[life.name] + life.bytes <= total for life in lives)
-    for moment in range(10):
-        spans = sorted((offsets[x.name], x.bytes) for x in lives if x.first <= moment <= x.last)
-        assert all(start + size <= after for (start, size), (after, _) in pairwise(spans))
-
-
-def test_the_arena_is_reused() -> None:
-    chain = [Lifetime(str(i), 1000, i, i + 1) for i in range(20)]
-    assert lay_out(chain)[1] == 2 * 1024
