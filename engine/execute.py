@@ -74,7 +74,8 @@ def execute(
     """Run every window of `grid`, or those that `windows` lists, on `workers` threads.
 
     `exact` gives an fp32 runner for windows whose reduced-precision result is not finite; None when `runner` is fp32
-    already. `progress(done, total)` is called after each window. Only one thread at a time reads, and one writes.
+    already. `progress(done, total)` is called after each window. While `workers` windows are computed, one more is
+    read or written; only one thread at a time reads, and one writes.
 
     Raises:
         DeviceError: the backend failed, or gave a non-finite value in fp32 for a finite input.
@@ -83,13 +84,12 @@ def execute(
     started = time.perf_counter()
     chosen = range(len(grid)) if windows is None else windows
     workers = max(1, min(workers, len(chosen)))
-    job = _Job(grid, runner, exact, reader, writer)
+    job = _Job(grid, runner, exact, reader, writer, workers)
     tally = _Tally(len(chosen), progress)
-    if workers == 1:
-        for index in chosen:
-            tally.add(*job.run(index))
+    if len(chosen) == 1:
+        tally.add(job.run(chosen[0]))
     else:
-        _run_together(job.run, chosen, workers, tally)
+        _run_together(job.run, chosen, workers + 1, tally)
     seconds = time.perf_counter() - started
     return Execution(len(chosen), seconds, tally.compute_seconds / workers, tally.rerun_fp32)
 
@@ -104,6 +104,7 @@ class _Job(Generic[Tile]):
         exact: Callable[[], Runner[Tile]] | None,
         reader: WindowReader[Tile],
         writer: WindowWriter[Tile],
+        workers: int,
     ) -> None:
         self._grid = grid
         self._runner = runner
@@ -111,23 +112,35 @@ class _Job(Generic[Tile]):
         self._reader = reader
         self._writer = writer
         self._reading, self._writing = threading.Lock(), threading.Lock()
+        self._computing = threading.Semaphore(workers)
+        self._failed = False
 
-    def run(self, index: int) -> tuple[float, bool]:
-        """Run a window; return the seconds it took to compute, and whether it was computed again in fp32."""
+    def run(self, index: int) -> tuple[float, bool] | None:
+        """Run a window; return the seconds it took to compute, and whether it was computed again in fp32.
+
+        After the backend has failed nothing more is asked of it, and None is returned.
+        """
         window = self._grid[index]
         with self._reading:
             tile = self._reader.read(window)
-        begin = time.perf_counter()
-        result, finite = self._compute(self._runner, tile)
-        again = not finite and self._exact is not None
-        if self._exact is not None and not finite:
-            result, finite = self._compute(self._exact(), tile)
+        with self._computing:
+            if self._failed:
+                return None
+            begin = time.perf_counter()
+            try:
+                result, finite = self._compute(self._runner, tile)
+                again = not finite and self._exact is not None
+                if self._exact is not None and not finite:
+                    result, finite = self._compute(self._exact(), tile)
+            except BaseException:
+                self._failed = True
+                raise
+            seconds = time.perf_counter() - begin
         if not finite:
             raise DeviceError(
                 f"window {index} of {len(self._grid)} at y {window.y.start}, x {window.x.start} gave values that are "
                 "not finite in fp32: the weights overflow on this image. No result is written"
             )
-        seconds = time.perf_counter() - begin
         y, x = window.y, window.x
         rows = slice(y.crop, y.crop + y.core_stop - y.core_start)
         columns = slice(x.crop, x.crop + x.core_stop - x.core_start)
@@ -155,7 +168,10 @@ class _Tally:
         self._progress = progress
         self._lock = threading.Lock()
 
-    def add(self, seconds: float, again: bool) -> None:
+    def add(self, done: tuple[float, bool] | None) -> None:
+        if done is None:
+            return
+        seconds, again = done
         with self._lock:
             self.compute_seconds += seconds
             self.rerun_fp32 += again
@@ -164,7 +180,9 @@ class _Tally:
                 self._progress(self._done, self._total)
 
 
-def _run_together(run: Callable[[int], tuple[float, bool]], chosen: Sequence[int], workers: int, tally: _Tally) -> None:
+def _run_together(
+    run: Callable[[int], tuple[float, bool] | None], chosen: Sequence[int], count: int, tally: _Tally
+) -> None:
     waiting, lock, errors = iter(chosen), threading.Lock(), list[BaseException]()
 
     def work() -> None:
@@ -174,11 +192,11 @@ def _run_together(run: Callable[[int], tuple[float, bool]], chosen: Sequence[int
             if index is None:
                 return
             try:
-                tally.add(*run(index))
+                tally.add(run(index))
             except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
                 errors.append(error)
 
-    threads = [threading.Thread(target=work, name=f"{THREAD_NAME}-{n}", daemon=True) for n in range(workers)]
+    threads = [threading.Thread(target=work, name=f"{THREAD_NAME}-{n}", daemon=True) for n in range(count)]
     for thread in threads:
         thread.start()
     try:

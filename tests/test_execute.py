@@ -97,7 +97,8 @@ def test_an_error_of_the_caller_ends_the_run(cut: Grid, workers: int) -> None:
     runner = Doubling()
     with pytest.raises(KeyboardInterrupt):
         run(cut, runner, workers=workers, progress=stop)
-    assert runner.count <= workers
+    # One more may be under way for each that is computed at once, and the one that is read meanwhile.
+    assert runner.count <= workers + 1
 
 
 @pytest.mark.parametrize("workers", [1, 3])
