@@ -48,9 +48,11 @@ bench: $(STAMP)
 	$(PY) -m benchmarks.tables
 	$(PY) -m benchmarks.plots
 
-# The README's GPU table, from the records under benchmarks/results/; without one it says that there is none.
+# The README's GPU table, from the records under benchmarks/results/ (without one it says that there is none), and what
+# the bundled weights' headers say of their quality.
 tables: $(STAMP)
 	$(PY) -m benchmarks.gpu_table
+	$(PY) -m benchmarks.evaluation
 
 clean:
 	rm -rf build out .venv

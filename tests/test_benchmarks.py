@@ -302,3 +302,9 @@ def test_every_suite_is_found_by_make_bench() -> None:
 def _compare(before: Path, after: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks.compare", str(before), str(after)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_the_readme_says_what_the_weights_say() -> None:
+    from benchmarks.evaluation import headers, tables
+
+    assert tables(headers()) in Path(__file__).parents[1].joinpath("README.md").read_text()
