@@ -20,6 +20,7 @@ LIBRARIES = (
         "pillow",
         "safetensors",
         "onnx",
+        "onnxscript",
         "onnxruntime",
         "onnxruntime-gpu",
         "openvino",
