@@ -28,7 +28,7 @@ PICTURE_RECIPES: dict[str, LatentRecipe] = {
             "pictures",
             UNIT,
             {"in_channels": 4, "widths": (16, 32, 48, 64), "dilations": (1, 2, 4)},
-            steps=900,
+            steps=3600,
             batch=4,
             learning_rate=1e-3,
             average_decay=0.998,
