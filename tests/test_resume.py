@@ -51,9 +51,17 @@ def stop_after(windows: int):
     return progress
 
 
-def interrupted(engine: tilefuse.Engine, source: Path, output: Path, windows: int = 6) -> None:
+def interrupted(engine: tilefuse.Engine, source: Path, output: Path, windows: int = 6) -> int:
+    """Stop a run and return how many windows are done; the one that was under way may be among them."""
     with pytest.raises(Stop):
         engine.run_file(source, output, progress=stop_after(windows))
+    journal = Journal(JobFiles(output).journal)
+    try:
+        done = len(journal.history().windows)
+    finally:
+        journal.close()
+    assert windows <= done <= windows + 1
+    return done
 
 
 SLOW = [pytest.param(suffix, marks=pytest.mark.slow) for suffix in (".npy", ".zarr")]
@@ -74,7 +82,8 @@ def test_killed_at_every_stage_and_at_random(tmp_path: Path, suffix: str, reques
     windows = {name: done for name, *_, done in results}
     # 60x70 in windows of 24: what was done before the kill is not done again.
     total = 4 * 4
-    assert windows["mid window"] == [total - 4], windows
+    # Killed in the fifth window, while the fourth may still be written.
+    assert windows["mid window"] in ([total - 4], [total - 3]), windows
     assert windows["between windows"] == [total - 7]
     assert windows["during encoding"] == windows["before the final rename"] == windows["after the final rename"] == [0]
 
@@ -82,13 +91,13 @@ def test_killed_at_every_stage_and_at_random(tmp_path: Path, suffix: str, reques
 def test_what_is_done_is_not_done_again(engine: tilefuse.Engine, source: Path, tmp_path: Path) -> None:
     reference, output = tmp_path / "reference.npy", tmp_path / "out.npy"
     whole = engine.run_file(source, reference)
-    interrupted(engine, source, output)
+    done = interrupted(engine, source, output)
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("out")) == [
         "out.npy.tilefuse-journal",
         "out.npy.tilefuse-part",
     ]
     report = engine.run_file(source, output, resume=True)
-    assert (report.resumed, report.windows) == (6, whole.windows - 6)
+    assert (report.resumed, report.windows) == (done, whole.windows - done)
     assert output.read_bytes() == reference.read_bytes()
     assert [p.name for p in tmp_path.iterdir() if "tilefuse" in p.name] == []
 
@@ -98,18 +107,18 @@ def test_the_tile_of_the_first_try_is_kept_whatever_memory_there_is(source: Path
     with pytest.raises(Stop):
         first.run_file(source, tmp_path / "out.npy", progress=stop_after(1))
     later = tilefuse.load("espcn-x4", backend="torch_eager", memory="2GiB")
-    assert later.run_file(source, tmp_path / "out.npy", resume=True).resumed == 1
+    assert later.run_file(source, tmp_path / "out.npy", resume=True).resumed in (1, 2)
 
 
 def test_a_damaged_window_is_computed_again(engine: tilefuse.Engine, source: Path, tmp_path: Path) -> None:
     reference, output = tmp_path / "reference.npy", tmp_path / "out.npy"
     engine.run_file(source, reference)
-    interrupted(engine, source, output)
+    done = interrupted(engine, source, output)
     part = JobFiles(output).part
     data = bytearray(part.read_bytes())
     data[500] ^= 1
     part.write_bytes(data)
-    assert engine.run_file(source, output, resume=True).resumed == 5
+    assert engine.run_file(source, output, resume=True).resumed == done - 1
     assert output.read_bytes() == reference.read_bytes()
 
 
@@ -119,10 +128,10 @@ def test_lost_samples_and_a_torn_record_are_computed_again(
     """A power loss may keep records and lose samples, or keep half a record."""
     reference, output = tmp_path / "reference.npy", tmp_path / "out.npy"
     engine.run_file(source, reference)
-    interrupted(engine, source, output)
+    done = interrupted(engine, source, output)
     files = JobFiles(output)
     os.truncate(files.journal, files.journal.stat().st_size - 5)
-    assert engine.run_file(source, output, resume=True).resumed == 5
+    assert engine.run_file(source, output, resume=True).resumed == done - 1
     assert output.read_bytes() == reference.read_bytes()
     output.unlink()
     interrupted(engine, source, output)
