@@ -67,7 +67,7 @@ class Choices:
             if place not in self._made:
                 choice, note = self._recorded(subject)
                 if choice.verdict is None and self._repaid(subject):
-                    choice = self._measured(subject, self._options.measure_seconds, note)
+                    choice = self._measured(subject, self._options.measure_seconds, note, unasked=True)
                 self._made[place] = choice
             return self._made[place]
 
@@ -105,14 +105,18 @@ class Choices:
             return Choice(_noted(self._predicted, found.note)), found.note
         return self._choice(found.verdict, "recorded"), ""
 
-    def _measured(self, subject: Subject, seconds: float, note: str) -> Choice:
+    def _measured(self, subject: Subject, seconds: float, note: str, *, unasked: bool = False) -> Choice:
         # Of larger images a corner tells as much, and what it takes to measure stays small.
         corner = replace(subject, height=min(subject.height, _CORNER_PX), width=min(subject.width, _CORNER_PX))
+        backends = allowed_backends(self._options.backend)
+        if unasked and len(backends) > 1:
+            # A compiler would take most of the time, and memory of its own beside the job's.
+            backends = tuple(name for name in backends if name != "inductor")
         task = Task(
             model=self._model,
             subject=corner,
             device=self._predicted[0].device,
-            backends=allowed_backends(self._options.backend),
+            backends=backends,
             policy=self._options.precision,
             tile=self._options.request.tile,
             threads=cpu_threads(),

@@ -12,6 +12,7 @@ from torch import Tensor
 from tilefuse.backends.pixels import Integers, interleaved
 from tilefuse.interruptible import THREAD_NAME
 from tilefuse.journal import Journal
+from tilefuse.machine import release_memory
 from tilefuse.memory import FULL_SCALE
 from tilefuse.storage.base import Array, RasterInfo, RasterReader
 from tilefuse.storage.flat import FlatRaster
@@ -72,6 +73,8 @@ class FinishedWindows:
         # Samples first, then the records that vouch for them.
         self.raster.finish()
         self._journal.sync()
+        # Several threads take turns at buffers of a window's size; the C library keeps what each of them freed.
+        release_memory()
 
 
 class PixelCores:
