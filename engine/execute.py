@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from tilefuse.errors import CapacityError, DeviceError
 from tilefuse.interruptible import THREAD_NAME
@@ -74,8 +75,7 @@ def execute(
     """Run every window of `grid`, or those that `windows` lists, on `workers` threads.
 
     `exact` gives an fp32 runner for windows whose reduced-precision result is not finite; None when `runner` is fp32
-    already. `progress(done, total)` is called after each window. While `workers` windows are computed, one more is
-    read or written; only one thread at a time reads, and one writes.
+    already. `progress(done, total)` is called after each window. Only one thread at a time reads, and one writes.
 
     Raises:
         DeviceError: the backend failed, or gave a non-finite value in fp32 for a finite input.
@@ -84,14 +84,24 @@ def execute(
     started = time.perf_counter()
     chosen = range(len(grid)) if windows is None else windows
     workers = max(1, min(workers, len(chosen)))
-    job = _Job(grid, runner, exact, reader, writer, workers)
+    job = _Job(grid, runner, exact, reader, writer)
     tally = _Tally(len(chosen), progress)
-    if len(chosen) == 1:
-        tally.add(job.run(chosen[0]))
+    if workers == 1:
+        _run_ahead(job, chosen, tally)
     else:
-        _run_together(job.run, chosen, workers + 1, tally)
+        _run_together(job, chosen, workers, tally)
     seconds = time.perf_counter() - started
     return Execution(len(chosen), seconds, tally.compute_seconds / workers, tally.rerun_fp32)
+
+
+@dataclass(frozen=True)
+class _Computed(Generic[Tile]):
+    """The core of a window, the seconds it took, and whether it was computed again in fp32."""
+
+    window: Window
+    core: Tile
+    seconds: float
+    again: bool
 
 
 class _Job(Generic[Tile]):
@@ -104,7 +114,6 @@ class _Job(Generic[Tile]):
         exact: Callable[[], Runner[Tile]] | None,
         reader: WindowReader[Tile],
         writer: WindowWriter[Tile],
-        workers: int,
     ) -> None:
         self._grid = grid
         self._runner = runner
@@ -112,30 +121,23 @@ class _Job(Generic[Tile]):
         self._reader = reader
         self._writer = writer
         self._reading, self._writing = threading.Lock(), threading.Lock()
-        self._computing = threading.Semaphore(workers)
-        self._failed = False
 
-    def run(self, index: int) -> tuple[float, bool] | None:
-        """Run a window; return the seconds it took to compute, and whether it was computed again in fp32.
-
-        After the backend has failed nothing more is asked of it, and None is returned.
-        """
-        window = self._grid[index]
+    def read(self, index: int) -> Tile:
         with self._reading:
-            tile = self._reader.read(window)
-        with self._computing:
-            if self._failed:
-                return None
-            begin = time.perf_counter()
-            try:
-                result, finite = self._compute(self._runner, tile)
-                again = not finite and self._exact is not None
-                if self._exact is not None and not finite:
-                    result, finite = self._compute(self._exact(), tile)
-            except BaseException:
-                self._failed = True
-                raise
-            seconds = time.perf_counter() - begin
+            return self._reader.read(self._grid[index])
+
+    def write(self, done: _Computed[Tile]) -> _Computed[Tile]:
+        with self._writing:
+            self._writer.write(done.window, done.core)
+        return done
+
+    def compute(self, index: int, tile: Tile) -> _Computed[Tile]:
+        begin = time.perf_counter()
+        window = self._grid[index]
+        result, finite = self._run(self._runner, tile)
+        again = not finite and self._exact is not None
+        if self._exact is not None and not finite:
+            result, finite = self._run(self._exact(), tile)
         if not finite:
             raise DeviceError(
                 f"window {index} of {len(self._grid)} at y {window.y.start}, x {window.x.start} gave values that are "
@@ -144,11 +146,10 @@ class _Job(Generic[Tile]):
         y, x = window.y, window.x
         rows = slice(y.crop, y.crop + y.core_stop - y.core_start)
         columns = slice(x.crop, x.crop + x.core_stop - x.core_start)
-        with self._writing:
-            self._writer.write(window, self._runner.crop(result, rows, columns))
-        return seconds, again
+        core = self._runner.crop(result, rows, columns)
+        return _Computed(window, core, time.perf_counter() - begin, again)
 
-    def _compute(self, runner: Runner[Tile], tile: Tile) -> tuple[Tile, bool]:
+    def _run(self, runner: Runner[Tile], tile: Tile) -> tuple[Tile, bool]:
         try:
             return runner.run(tile)
         except MemoryError as error:
@@ -168,21 +169,41 @@ class _Tally:
         self._progress = progress
         self._lock = threading.Lock()
 
-    def add(self, done: tuple[float, bool] | None) -> None:
-        if done is None:
-            return
-        seconds, again = done
+    def add(self, done: _Computed[Any]) -> None:
         with self._lock:
-            self.compute_seconds += seconds
-            self.rerun_fp32 += again
+            self.compute_seconds += done.seconds
+            self.rerun_fp32 += done.again
             self._done += 1
             if self._progress is not None:
                 self._progress(self._done, self._total)
 
 
-def _run_together(
-    run: Callable[[int], tuple[float, bool] | None], chosen: Sequence[int], count: int, tally: _Tally
-) -> None:
+def _run_ahead(job: _Job[Tile], chosen: Sequence[int], tally: _Tally) -> None:
+    """Compute in this thread alone, while another reads the next window and a third writes the one before.
+
+    OpenMP keeps a team of threads for each thread that computes, and idle teams spin: two would be slower than one.
+    """
+    if len(chosen) < 2:
+        for index in chosen:
+            tally.add(job.write(job.compute(index, job.read(index))))
+        return
+    names = f"{THREAD_NAME}-read", f"{THREAD_NAME}-write"
+    with ThreadPoolExecutor(1, names[0]) as reading, ThreadPoolExecutor(1, names[1]) as writing:
+        ahead = [reading.submit(job.read, index) for index in chosen[:1]]
+        written: list[Future[_Computed[Tile]]] = []
+        for position, index in enumerate(chosen):
+            tile = ahead.pop().result()
+            ahead += [reading.submit(job.read, following) for following in chosen[position + 1 : position + 2]]
+            computed = job.compute(index, tile)
+            if written:
+                tally.add(written.pop().result())
+            written.append(writing.submit(job.write, computed))
+        for last in written:
+            tally.add(last.result())
+
+
+def _run_together(job: _Job[Tile], chosen: Sequence[int], workers: int, tally: _Tally) -> None:
+    """Compute in several threads, each of which reads and writes its own windows."""
     waiting, lock, errors = iter(chosen), threading.Lock(), list[BaseException]()
 
     def work() -> None:
@@ -192,11 +213,11 @@ def _run_together(
             if index is None:
                 return
             try:
-                tally.add(run(index))
+                tally.add(job.write(job.compute(index, job.read(index))))
             except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
                 errors.append(error)
 
-    threads = [threading.Thread(target=work, name=f"{THREAD_NAME}-{n}", daemon=True) for n in range(count)]
+    threads = [threading.Thread(target=work, name=f"{THREAD_NAME}-{n}", daemon=True) for n in range(workers)]
     for thread in threads:
         thread.start()
     try:
