@@ -19,6 +19,8 @@ from benchmarks.gpu_nets import NETS, TINY
 from benchmarks.gpu_plain import plain_subjects
 from benchmarks.gpu_record import COMPILED, EAGER, TRITON, check_record, geometric_mean, judged, speed_up, table, write
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -10,6 +10,8 @@ from tests.conv_kernels import draw, weight
 from tilefuse.kernels.conv2d import conv2d
 from tilefuse.kernels.epilogue import Epilogue, Prologue, Residual
 
+pytestmark = pytest.mark.thorough
+
 HALF, FULL = torch.float16, torch.float32
 SAME = (1, 1, 1, 1)
 

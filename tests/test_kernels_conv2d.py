@@ -15,6 +15,8 @@ from tilefuse.kernels.convolve import run_layer
 from tilefuse.kernels.epilogue import Epilogue, Prologue, Residual
 from tilefuse.kernels.layer import pack_conv2d
 
+pytestmark = pytest.mark.thorough
+
 HALF, BF16, FULL = torch.float16, torch.bfloat16, torch.float32
 SAME = (1, 1, 1, 1)
 

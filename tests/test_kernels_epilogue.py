@@ -15,6 +15,8 @@ from tilefuse.kernels.epilogue import Epilogue, Residual
 from tilefuse.kernels.layer import pack_conv2d
 from tilefuse.ops.pointwise import ActivationKind
 
+pytestmark = pytest.mark.thorough
+
 SAME = (1, 1, 1, 1)
 FULL, HALF, BF16, U8, U16 = torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.uint16
 BIAS = draw(12, seed=3)

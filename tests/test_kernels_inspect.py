@@ -31,6 +31,8 @@ from tilefuse.kernels.layer import Layer, pack_conv2d, pack_conv_transpose2d
 from tilefuse.kernels.registry import launches
 from tilefuse.kernels.toolchain import interpreted
 
+pytestmark = pytest.mark.thorough
+
 SOUND = Row("conv2d", "", 128, 0, 100_000, 8, 6, 0, ())
 TARGETS = (80, 90, 100)
 

@@ -13,6 +13,8 @@ from tilefuse.kernels.layer import pack_conv_transpose2d, pack_upsample_conv2d
 from tilefuse.kernels.linear import linear, linear_ref, pack_linear
 from tilefuse.kernels.upsample_conv2d import upsample_conv2d, upsample_conv2d_ref
 
+pytestmark = pytest.mark.thorough
+
 HALF = torch.float16
 SAME = (1, 1, 1, 1)
 

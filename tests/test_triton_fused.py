@@ -33,7 +33,7 @@ from tilefuse.model import Model
 from tilefuse.ops import Binary, Mean
 from tilefuse.source import load_model
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")
+pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")]
 BACKEND = TritonFused()
 
 
