@@ -36,6 +36,8 @@ from tilefuse.export.recipes.restoration_quality import means
 from tilefuse.images import Picture
 from tilefuse.planes import run_planes
 
+pytestmark = pytest.mark.thorough
+
 CPU = torch.device("cpu")
 DTYPES = {"uint8": 255, "uint16": 65535, "float32": 1}
 

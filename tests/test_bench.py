@@ -24,6 +24,8 @@ from tilefuse.sample import sample_picture
 from tilefuse.source import load_model
 from tilefuse.timing import Timing, interleave
 
+pytestmark = pytest.mark.thorough
+
 
 class FakeClock:
     """A clock that stands still until a call takes its time."""

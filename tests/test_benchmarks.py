@@ -24,6 +24,8 @@ from tests.conftest import Compare
 from tilefuse.export.generators.dcgan import DCGAN
 from tilefuse.export.generators.espcn import ESPCN
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[1]
 SMALL = Case("espcn-x2", lambda: _seeded(ESPCN(2, features=(8, 4))), (20, 12))
 LATENT = Case("dcgan", lambda: _seeded(DCGAN(5, 4, 1, 2)), None, batch=3, latent=(5, 1, 1), value_range=(-1, 1))

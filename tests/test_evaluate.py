@@ -21,6 +21,8 @@ from tilefuse.export.recipes.corruption import square_holes
 from tilefuse.export.recipes.evaluation import evaluate
 from tilefuse.export.recipes.measuring import MEAN, Measurement, measure
 
+pytestmark = pytest.mark.thorough
+
 
 def values(measured: Measurement, subject: str, method: str) -> dict[str, float]:
     (found,) = [row.values for row in measured.rows if (row.subject, row.method) == (subject, method)]

@@ -21,7 +21,7 @@ from tilefuse.export.checkpoints import bundled, load_bundled
 from tilefuse.export.onnx import ExportReport
 from tilefuse.export.onnx_inputs import Signature, Slot
 
-pytestmark = pytest.mark.usefixtures("tracing_once")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("tracing_once")]
 
 Compare = Callable[..., None]
 # One of each kind runs in `make check`; every bundled model in `make test`.

@@ -19,7 +19,7 @@ from tilefuse.export.onnx_precision import to_fp16
 from tilefuse.export.onnx_quantise import calibration_samples
 from tilefuse.export.onnx_verify import ort_session
 
-pytestmark = pytest.mark.usefixtures("tracing_once")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("tracing_once")]
 __all__ = ["tracing_once"]
 
 HALF, FULL = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT

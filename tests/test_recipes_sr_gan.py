@@ -31,6 +31,8 @@ from tilefuse.export.recipes.resume import new_state
 from tilefuse.export.recipes.starts import start_as_interpolation
 from tilefuse.export.recipes.training import TrainingStep, learning_rate, train_recipe
 
+pytestmark = pytest.mark.thorough
+
 CPU = torch.device("cpu")
 BARS_DB = {"fsrcnn-x2": 1.3, "edsr-x2": 1.3, "span-x2": 1.3, "srgan-x4": 0.7, "esrgan-x4": 0.7}
 LARGEST_BYTES = {

@@ -27,6 +27,8 @@ from tilefuse.export.recipes.picture_recipes import PICTURE_RECIPES
 from tilefuse.export.recipes.restoration import RestorationRecipe, RestorationTrainer
 from tilefuse.export.recipes.restoration_quality import means, measure_denoising, measure_inpainting
 
+pytestmark = pytest.mark.thorough
+
 CPU = torch.device("cpu")
 NAMES = ("restore-denoise", "restore-inpaint")
 TINY: dict[str, dict[str, object]] = {

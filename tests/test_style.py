@@ -38,6 +38,8 @@ from tilefuse.export.recipes.style_recipes import STYLE_RECIPES
 from tilefuse.export.recipes.stylisation import measure_style, style_picture
 from tilefuse.export.stylisation import StyleLosses, stylise
 
+pytestmark = pytest.mark.thorough
+
 CPU = torch.device("cpu")
 BUNDLED = ("style-mosaic", "style-waves")
 TINY = dataclasses.replace(
