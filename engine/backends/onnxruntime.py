@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from tilefuse.graph import Shape
 from tilefuse.model import Model
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+# A model that runs in its own form may take half precision.
+_FED: Mapping[str, torch.dtype] = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 
 
 class OnnxRuntime:
@@ -45,10 +47,11 @@ class OnnxRuntime:
     ) -> Session:
         require(self, model, shapes, device, precision)
         session = _compiled(onnx_source(model, shapes), device, threads)
-        unlike = [spec.name for spec in session.get_inputs() if spec.type != "tensor(float)"]
+        specs = session.get_inputs()
+        unlike = [spec.name for spec in specs if spec.type not in _FED]
         if unlike:
-            raise BackendError(f"onnxruntime is fed float32; the inputs {', '.join(unlike)} want another type")
-        return OnnxRuntimeSession(session, tuple(spec.name for spec in session.get_inputs()), tuple(shapes))
+            raise BackendError(f"onnxruntime is fed float32 or float16; {', '.join(unlike)} want another type")
+        return OnnxRuntimeSession(session, {spec.name: _FED[spec.type] for spec in specs}, tuple(shapes))
 
     def compile_pixels(
         self,
@@ -87,15 +90,18 @@ def _compiled(source: bytes, device: str, threads: int) -> Any:
 
 @dataclass(frozen=True)
 class OnnxRuntimeSession:
-    """An inference session; the library lets many threads run one."""
+    """An inference session, and the type each input is fed in; the library lets many threads run one."""
 
     session: Any
-    names: tuple[str, ...]
+    types: Mapping[str, torch.dtype]
     shapes: tuple[Shape, ...]
 
     def run(self, *inputs: Tensor) -> list[Tensor]:
         check_inputs(inputs, self.shapes)
-        feed = {name: x.detach().contiguous().cpu().numpy() for name, x in zip(self.names, inputs, strict=True)}
+        feed = {
+            name: x.detach().to("cpu", self.types[name]).contiguous().numpy()
+            for name, x in zip(self.types, inputs, strict=True)
+        }
         try:
             outputs = self.session.run(None, feed)
         # As at compile.

@@ -99,7 +99,8 @@ def onnx_example(model: onnx.ModelProto) -> Tensor | None:
     held = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in held]
     sizes = [dim.dim_value for value in inputs[:1] for dim in value.type.tensor_type.shape.dim]
-    if len(inputs) != 1 or len(sizes) != 4 or inputs[0].type.tensor_type.elem_type != module.TensorProto.FLOAT:
+    taken = (module.TensorProto.FLOAT, module.TensorProto.FLOAT16)
+    if len(inputs) != 1 or len(sizes) != 4 or inputs[0].type.tensor_type.elem_type not in taken:
         return None
     return torch.rand([size or usual for size, usual in zip(sizes, (1, 3, 64, 96), strict=True)])
 
