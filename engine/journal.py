@@ -23,7 +23,7 @@ _MAGIC = b"tilefuse journal 1\n"
 _PREFIX = struct.Struct("<II")
 _BODY = struct.Struct("<BQI")
 _RECORD_BYTES = _BODY.size + 4
-_WINDOW, _ENCODED = 1, 2
+_WINDOW, _ENCODED, _ENCODING = 1, 2, 3
 _MAX_HEADER_BYTES = 1 << 20
 
 Header = Mapping[str, str]
@@ -66,7 +66,7 @@ class Journal:
             kind, index, checksum = _BODY.unpack(body)
             if kind == _WINDOW:
                 windows[index] = checksum
-            encoded = encoded or kind == _ENCODED
+            encoded = kind == _ENCODED if kind in (_ENCODED, _ENCODING) else encoded
             end += _RECORD_BYTES
         os.ftruncate(self._descriptor, end)
         return History(header, windows, encoded)
@@ -87,6 +87,11 @@ class Journal:
     def window(self, index: int, checksum: int) -> None:
         """Record a finished window; its samples must have been handed to the system before."""
         self._record(_WINDOW, index, checksum)
+
+    def encoding(self) -> None:
+        """Record that the result is encoded anew: one that was complete is so no more."""
+        self._record(_ENCODING, 0, 0)
+        self.sync()
 
     def encoded(self) -> None:
         """Record that the encoded result is complete and on the disk."""

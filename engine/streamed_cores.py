@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -29,8 +30,12 @@ class FinishedWindows:
     Every 64 MiB or five seconds they are made durable, in a thread of its own: the disk is slow and needs no processor.
     """
 
-    def __init__(self, raster: FlatRaster, journal: Journal, grid: Grid) -> None:
+    def __init__(
+        self, raster: FlatRaster, journal: Journal, grid: Grid, stored: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """Take windows of `grid`; `stored(index)` is called when the samples of one can be read."""
         self.raster = raster
+        self._stored = stored
         self._journal = journal
         self._rows = {span.core_start: number for number, span in enumerate(grid.rows)}
         self._columns = {span.core_start: number for number, span in enumerate(grid.columns)}
@@ -45,6 +50,7 @@ class FinishedWindows:
         self.raster.write(y.core_start, x.core_start, block)
         index = self._rows[y.core_start] * len(self._columns) + self._columns[x.core_start]
         self._journal.window(index, zlib.crc32(block.data))
+        self._stored(index)
         self._unflushed += block.nbytes
         if self._unflushed >= SYNC_BYTES or time.monotonic() - self._flushed_at >= SYNC_SECONDS:
             self._begin_flush()

@@ -27,9 +27,11 @@ from tilefuse.shrinking import ShrinkingRunner
 from tilefuse.storage import check_target, encode, open_raster
 from tilefuse.storage.base import RasterInfo, RasterReader
 from tilefuse.storage.flat import FlatRaster, check_free_space, disk_errors
-from tilefuse.storage.registry import Target, raster_header
+from tilefuse.storage.gate import GatedRaster, RowGate
+from tilefuse.storage.registry import Target, encodes_rows, raster_header
 from tilefuse.storage.tiff_encode import CancelledError
 from tilefuse.streamed_cores import FinishedWindows, PixelCores, RasterCores
+from tilefuse.streamed_encoding import beside
 from tilefuse.streamed_job import (
     StreamJob,
     check_names,
@@ -100,8 +102,9 @@ def run_streamed(
     cancelled: Callable[[], bool],
     progress: Progress | None,
     on_plan: Callable[[Plan], None] | None,
+    on_encode: Progress | None = None,
 ) -> StreamResult:
-    """Run a job, or go on with it.
+    """Run a job, or go on with it. `on_encode(rows, total)` tells how many rows of the result are encoded.
 
     Raises:
         ImageError: the input is damaged; what is done stays for `resume`.
@@ -142,7 +145,7 @@ def run_streamed(
             journal = Journal(files.journal)
         work = Work(job, network, serving, files, reader, info, result, planes, made, grid, cancelled)
         try:
-            return _run(work, journal, header, progress)
+            return _run(work, journal, header, progress, on_encode)
         finally:
             journal.close()
     finally:
@@ -170,7 +173,9 @@ def _settled(
     raise BackendError("; ".join(failed))
 
 
-def _run(work: Work, journal: Journal, header: Header, progress: Progress | None) -> StreamResult:
+def _run(
+    work: Work, journal: Journal, header: Header, progress: Progress | None, on_encode: Progress | None
+) -> StreamResult:
     job, files, grid, result = work.job, work.files, work.grid, work.result
     history = _history(job, files, journal, header)
     notes = (*result.notes, *result_notes(job, result))
@@ -190,11 +195,11 @@ def _run(work: Work, journal: Journal, header: Header, progress: Progress | None
             os.pwrite(descriptor, prefix, 0)
         raster = FlatRaster(descriptor, len(prefix), (result.height, result.width, result.bands), result.dtype)
         done = _verified(raster, grid, history, work.cancelled)
-        execution = _compute(work, raster, journal, done, progress)
-        if execution.windows or not history.encoded or not os.path.lexists(files.encoded):
-            release_memory()
-            target = Target(files.part, raster, result, job.compression, work.cancelled, job.pyramid)
-            encode(target, job.output.suffix.lower(), files.target())
+        execution = Execution(0, 0.0, 0.0, 0)
+        if len(done) < len(grid) or not history.encoded or not os.path.lexists(files.encoded):
+            if history.encoded:
+                journal.encoding()
+            execution = _compute_and_encode(work, raster, journal, done, progress, on_encode)
             files.flush_encoded()
             journal.encoded()
     finally:
@@ -204,19 +209,61 @@ def _run(work: Work, journal: Journal, header: Header, progress: Progress | None
     return StreamResult(work.plan, execution, len(done), notes)
 
 
-def _compute(
-    work: Work, raster: FlatRaster, journal: Journal, done: Collection[int], progress: Progress | None
+def _compute_and_encode(
+    work: Work,
+    raster: FlatRaster,
+    journal: Journal,
+    done: Collection[int],
+    progress: Progress | None,
+    on_encode: Progress | None,
 ) -> Execution:
-    """Run the windows that are not done."""
+    """Run the windows that are not done, and encode rows as they are finished; of a failure no half result stays."""
+    job, files, height = work.job, work.files, work.result.height
+    gate = RowGate(work.grid, done, work.cancelled)
+
+    def reached(row: int) -> None:
+        if on_encode is not None:
+            on_encode(row, height)
+
+    gated = GatedRaster(raster, gate, reached)
+    target = Target(files.part, gated, work.result, job.compression, lambda: gate.closed, job.pyramid)
+    suffix = job.output.suffix.lower()
+
+    def encoded() -> None:
+        if not encodes_rows(suffix):
+            gate.wait(height)
+            release_memory()
+        encode(target, suffix, files.target())
+        reached(height)
+
+    try:
+        with beside(encoded, gate) as check:
+            return _compute(work, raster, journal, done, progress, gate, check)
+    except BaseException:
+        remove(files.encoded)
+        raise
+
+
+def _compute(
+    work: Work,
+    raster: FlatRaster,
+    journal: Journal,
+    done: Collection[int],
+    progress: Progress | None,
+    gate: RowGate,
+    check: Callable[[], None],
+) -> Execution:
+    """Run the windows that are not done, while `check` does not raise."""
     grid = work.grid
 
     def advanced(count: int, _: int) -> None:
         if work.cancelled():
             raise CancelledError
+        check()
         if progress is not None:
             progress(len(done) + count, len(grid))
 
-    finished = FinishedWindows(raster, journal, grid)
+    finished = FinishedWindows(raster, journal, grid, gate.finished)
     if work.planes.are_pixels(work.info):
         reader: Any = RasterPixels(work.reader)
         writer: Any = PixelCores(finished)

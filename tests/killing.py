@@ -22,11 +22,13 @@ import torch
 import tilefuse
 from tilefuse import streaming_run
 from tilefuse.job_files import JobFiles
+from tilefuse.storage import tiff_encode
 
 STAGES = {
     "after read": ("RasterPixels", "read", 5, True),
     "mid window": ("PixelRunner", "run", 5, False),
     "between windows": ("PixelCores", "write", 7, True),
+    "with rows encoded": ("GatedRaster", "read", 3, True),
     "before the final rename": ("JobFiles", "publish", 1, False),
     "after the final rename": ("JobFiles", "publish", 1, True),
 }
@@ -90,6 +92,8 @@ def digest(path: Path) -> str:
 def main(folder: Path, suffix: str, trials: int) -> None:
     """Print one JSON line a job: what was done to it, how the two runs ended, whether the result is the same."""
     torch.set_num_threads(1)
+    # Several rows of tiles in a small result.
+    tiff_encode.TILE_PX = 64
     source, output = folder / "in.npy", folder / f"out{suffix}"
     np.save(source, np.random.default_rng(0).integers(0, 256, (60, 70, 3), np.uint8))
     engine = tilefuse.load("espcn-x4", tile=16, backend="torch_eager")

@@ -95,3 +95,12 @@ def test_differences_name_both_values() -> None:
     assert differences(HEADER, {**HEADER, "tile": "32"}) == ["tile was 64, is 32"]
     assert differences(HEADER, {"input": "a"}) == ["tile was 64, is absent"]
     assert differences(HEADER, dict(HEADER)) == []
+
+
+def test_what_was_encoded_is_so_no_more_once_it_is_encoded_anew(path: Path) -> None:
+    for record, expected in ((Journal.encoded, True), (Journal.encoding, False), (Journal.encoded, True)):
+        journal = Journal(path)
+        journal.history()
+        record(journal)
+        journal.close()
+        assert read(path)[2] is expected

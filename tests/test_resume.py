@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,10 +17,12 @@ import pytest
 
 import tilefuse
 from tests.conftest import hear_interrupts
+from tests.killing import digest
 from tilefuse import streaming_run
-from tilefuse.errors import CapacityError, ImageError, UsageError
+from tilefuse.errors import CapacityError, DeviceError, ImageError, UsageError
 from tilefuse.job_files import JobFiles
 from tilefuse.journal import Journal
+from tilefuse.storage.registry import Target
 
 pytestmark = pytest.mark.thorough
 
@@ -75,9 +78,11 @@ def test_killed_at_every_stage_and_at_random(tmp_path: Path, suffix: str, reques
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=280)
     results = [json.loads(line) for line in done.stdout.splitlines()]
     print(done.stdout, done.stderr)
-    assert len(results) == 6 + trials
+    assert len(results) == 7 + trials
     for name, killed, status, same, left, _windows in results:
-        assert killed == -signal.SIGKILL or name.startswith("random"), name
+        # Only a TIFF of several rows of tiles is read in several steps.
+        spared = name.startswith("random") or (name == "with rows encoded" and suffix != ".tif")
+        assert killed == -signal.SIGKILL or spared, name
         assert (status, same, left) == (0, True, []), name
     windows = {name: done for name, *_, done in results}
     # 60x70 in windows of 24: what was done before the kill is not done again.
@@ -85,6 +90,8 @@ def test_killed_at_every_stage_and_at_random(tmp_path: Path, suffix: str, reques
     # Killed in the fifth window, while the fourth may still be written.
     assert windows["mid window"] in ([total - 4], [total - 3]), windows
     assert windows["between windows"] == [total - 7]
+    # Three rows of tiles were read, which are finished windows.
+    assert suffix != ".tif" or windows["with rows encoded"][0] <= 4, windows
     assert windows["during encoding"] == windows["before the final rename"] == windows["after the final rename"] == [0]
 
 
@@ -202,10 +209,12 @@ def test_a_disk_full_while_encoding_costs_no_window(
     encode = streaming_run.encode
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def limited(*arguments: object) -> None:
+    def limited(target: Target, *arguments: object) -> None:
+        # The limit is the whole process's: the windows are to be finished before.
+        target.raster.read(0, target.info.height, 0, 1)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
         try:
-            encode(*arguments)
+            encode(target, *arguments)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
@@ -216,6 +225,96 @@ def test_a_disk_full_while_encoding_costs_no_window(
     assert not output.exists()
     assert engine.run_file(source, output, resume=True).windows == 0
     assert [p.name for p in tmp_path.iterdir() if "tilefuse" in p.name] == []
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+def test_an_encoder_that_fails_ends_the_job_at_once(
+    engine: tilefuse.Engine, source: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, output = tmp_path / f"reference{suffix}", tmp_path / f"out{suffix}"
+    total = engine.run_file(source, reference, resume=True).windows
+
+    def fail(target: Target, suffix: str, path: Path) -> None:
+        path.write_bytes(b"half")
+        target.raster.read(0, 40, 0, 1)
+        raise CapacityError("no space left for the result")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(streaming_run, "encode", fail)
+        with pytest.raises(CapacityError, match="no space left"):
+            # Progress of a window waits until the encoder has failed, however busy the machine is.
+            engine.run_file(source, output, resume=True, progress=lambda done, _: done == 6 and no_encoder())
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("out")) == [
+        f"out{suffix}.tilefuse-journal",
+        f"out{suffix}.tilefuse-part",
+    ]
+    report = engine.run_file(source, output, resume=True)
+    assert 0 < report.windows < total
+    assert output.read_bytes() == reference.read_bytes()
+
+
+def no_encoder() -> None:
+    """Wait until no thread encodes."""
+    for thread in threading.enumerate():
+        if thread.name.endswith("-encode"):
+            thread.join(20)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png", ".zarr", ".dzi"])
+def test_a_device_that_fails_ends_the_encoder_and_is_6(
+    engine: tilefuse.Engine, source: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, output = tmp_path / f"reference{suffix}", tmp_path / f"out{suffix}"
+    total = engine.run_file(source, reference, resume=True).windows
+    original, calls = streaming_run.PixelRunner.run, []
+
+    def fail(runner: object, tile: object) -> object:
+        calls.append(1)
+        if len(calls) == 9:
+            raise DeviceError("the device is lost")
+        return original(runner, tile)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(streaming_run.PixelRunner, "run", fail)
+        with pytest.raises(DeviceError, match="the device is lost") as raised:
+            engine.run_file(source, output)
+    assert raised.value.exit_code == 6
+    assert not [thread for thread in threading.enumerate() if thread.name.endswith("-encode")]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("out")) == [
+        f"out{suffix}.tilefuse-journal",
+        f"out{suffix}.tilefuse-part",
+    ]
+    report = engine.run_file(source, output, resume=True)
+    assert (report.resumed, report.windows) in [(done, total - done) for done in (7, 8)]
+    assert digest(output) == digest(reference)
+
+
+def test_a_result_encoded_anew_is_not_taken_for_the_complete_one(
+    engine: tilefuse.Engine, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Complete, then damaged, then killed while it is encoded again: the torso must not get the name."""
+    reference, output = tmp_path / "reference.tif", tmp_path / "out.tif"
+    engine.run_file(source, reference, resume=True)
+    files = JobFiles(output)
+    with monkeypatch.context() as patch:
+        patch.setattr(JobFiles, "publish", stop)
+        with pytest.raises(Stop):
+            engine.run_file(source, output, resume=True)
+    assert files.encoded.read_bytes() == reference.read_bytes()
+    part = bytearray(files.part.read_bytes())
+    part[-1] ^= 1
+    files.part.write_bytes(part)
+    with monkeypatch.context() as patch:
+        patch.setattr(JobFiles, "flush_encoded", stop)
+        with pytest.raises(Stop):
+            engine.run_file(source, output, resume=True)
+    files.encoded.write_bytes(b"torso")
+    assert engine.run_file(source, output, resume=True).windows == 0
+    assert output.read_bytes() == reference.read_bytes()
+
+
+def stop(*arguments: object, **options: object) -> None:
+    raise Stop
 
 
 def test_a_disk_too_small_is_refused_before_the_work(

@@ -37,7 +37,7 @@ _SIGNATURES = {
 
 @dataclass(frozen=True)
 class Target:
-    """A finished raster (`path`, described by `info`) and how to encode it."""
+    """A raster (`path`, described by `info`) and how to encode it; its reads may wait for rows to be finished."""
 
     path: Path
     raster: FlatRaster
@@ -158,6 +158,14 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool, size: tuple[i
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"{shown(path)}: the folder {shown(folder)} is read-only; choose another")
     return target
+
+
+def encodes_rows(suffix: str) -> bool:
+    """Tell whether the encoder of a format reads from top to bottom and writes as it reads.
+
+    Of the others, WebP's holds the whole picture, and an .npy result is the raster itself.
+    """
+    return FORMATS.get(suffix, suffix) not in ("WebP", ".npy")
 
 
 def encode(target: Target, suffix: str, output: Path) -> None:

@@ -83,11 +83,16 @@ def _save(
     pyvips = load_pyvips()
     chunks = _png(raster, info, bits, with_alpha)
     rest = [b""]
+    errors: list[BaseException] = []
 
     def read(length: int) -> bytes | None:
         while not rest[0]:
-            # A stream that ends too early is what stops an encoder.
-            chunk = None if cancelled() else next(chunks, None)
+            # A stream that ends too early is what stops an encoder; libvips would lose the error itself.
+            try:
+                chunk = None if cancelled() else next(chunks, None)
+            except BaseException as error:  # noqa: BLE001 - raised again once libvips has returned
+                errors.append(error)
+                chunk = None
             if chunk is None:
                 return None
             rest[0] = chunk
@@ -100,6 +105,8 @@ def _save(
     try:
         save(_described(pyvips, pyvips.Image.pngload_source(source, access="sequential", unlimited=True), info))
     except pyvips.Error as error:
+        if errors:
+            raise errors[0] from error
         if cancelled():
             raise CancelledError from error
         reason = " ".join(str(error).split())
