@@ -1,7 +1,7 @@
 """Predict how long a backend takes from the graph's arithmetic and traffic: an order to try, never a measurement.
 
-The rates are of one AVX-512 core, read off SRVGGNetCompact 64x16 at 128x128 and ESPCN at 256x256; only their ratios
-decide the order.
+The rates are of one AVX-512 core, read off SRVGGNetCompact 64x16 at 128x128, ESPCN, EDSR and the bundled Compact; only
+their ratios decide the order.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 
+from tilefuse.backends import registry
 from tilefuse.backends.base import Precision
+from tilefuse.backends.pixels import PixelBackend
 from tilefuse.cost import node_flops
 from tilefuse.graph import Graph, Node, Shape
 from tilefuse.model import Model
@@ -17,17 +19,19 @@ from tilefuse.ops import Conv2d, Fused
 from tilefuse.planner import input_shapes
 
 # GFLOP/s of one core in fp32.
-_RATES = {"ncnn": 110.0, "openvino": 110.0, "onnxruntime": 95.0, "torch_eager": 65.0, "inductor": 105.0}
+_RATES = {"ncnn": 80.0, "openvino": 110.0, "onnxruntime": 85.0, "torch_eager": 90.0, "inductor": 105.0}
 _REDUCED_GAIN = {"openvino": 1.9, "torch_eager": 1.7, "inductor": 1.9}
-# A Winograd convolution F(4, 3) multiplies a quarter as often; transforming the tiles takes half of that back.
-_WINOGRAD_GAIN = 2.1
-_WINOGRAD_CHANNELS = 16
+# A Winograd convolution F(4, 3) multiplies a quarter as often, and transforms every tile of each input and output
+# channel, which costs as much as this many channels on the other side. It gains from about 32 channels on.
+_WINOGRAD_SHARE, _WINOGRAD_TRANSFORMS = 0.25, 12.0
 # GB/s of one core, and the share of values that a backend passes on through memory.
 _BANDWIDTH = 8.0
 _TRAFFIC = {"ncnn": 0.6, "openvino": 0.5, "onnxruntime": 0.6, "torch_eager": 1.0, "inductor": 0.5}
 # Libraries that compile code for the model, seconds for each of its layers.
-_COMPILE_PER_NODE = {"inductor": 1.0, "openvino": 0.02, "onnxruntime": 0.005, "ncnn": 0.005, "torch_eager": 0.001}
+_COMPILE_PER_NODE = {"inductor": 1.0, "openvino": 0.004, "onnxruntime": 0.002, "ncnn": 0.004, "torch_eager": 0.001}
 _DEFAULT_RATE, _DEFAULT_TRAFFIC = 60.0, 1.0
+# Rounding, clipping and interleaving a sample of the result outside the backend, in one thread.
+_CONVERSION_SECONDS = 3e-9
 
 
 def predicted_seconds(model: Model, backend: str, precision: Precision, shapes: Sequence[Shape], threads: int) -> float:
@@ -51,9 +55,11 @@ def predicted_image_seconds(
         return float("inf")
     found = model.footprint
     images, height, width = size
-    patch = tuple(axis.padded(min(edge, 256), found.minimum_px) for axis, edge in ((found.y, height), (found.x, width)))
-    shapes = input_shapes(model.graph, 1, (patch[0], patch[1]))
+    patch = found.y.padded(min(height, 256), found.minimum_px), found.x.padded(min(width, 256), found.minimum_px)
+    shapes = input_shapes(model.graph, 1, patch)
     seconds = predicted_seconds(model, backend, precision, shapes, threads)
+    if not isinstance(registry.get(backend), PixelBackend):
+        seconds += _CONVERSION_SECONDS * model.image_channels[1] * prod(found.output_size(*patch))
     return seconds * images * max(1.0, height * width / (patch[0] * patch[1]))
 
 
@@ -68,9 +74,11 @@ def _effective_flops(node: Node, sizes: Mapping[str, Shape], backend: str) -> fl
     op = node.op.members[0] if isinstance(node.op, Fused) else node.op
     if backend != "ncnn" or not isinstance(op, Conv2d):
         return work
-    weight = sizes[node.inputs[1]]
-    suits = op.stride == op.dilation == (1, 1) and op.groups == 1 and tuple(weight[2:]) == (3, 3)
-    return work / _WINOGRAD_GAIN if suits and min(weight[:2]) >= _WINOGRAD_CHANNELS else work
+    channels_out, channels_in, *kernel = sizes[node.inputs[1]]
+    if not (op.stride == op.dilation == (1, 1) and op.groups == 1 and kernel == [3, 3]):
+        return work
+    share = _WINOGRAD_SHARE + _WINOGRAD_TRANSFORMS * (1.0 / channels_in + 1.0 / channels_out)
+    return work if share > 1.0 else work * share
 
 
 def _moved(graph: Graph, sizes: Mapping[str, Shape]) -> int:

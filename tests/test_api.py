@@ -92,7 +92,8 @@ def test_a_backend_that_cannot_compile_makes_way_and_is_named(
         raise BackendError("no room for this window")
 
     expected = tilefuse.load(MODEL, backend=second.name)(photograph)
-    monkeypatch.setattr(type(first), "compile", refuse)
+    for name in ("compile", "compile_pixels"):
+        monkeypatch.setattr(type(first), name, refuse, raising=False)
     _, plan, _ = engine.run_picture(picture_from_array(photograph))
     assert plan.backend == second.name
     assert any("no room for this window" in reason for reason in plan.why)
