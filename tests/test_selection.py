@@ -228,7 +228,10 @@ def test_shapes_share_buckets() -> None:
 def test_predictions_grow_with_the_image_and_shrink_with_threads(model: Model) -> None:
     small, large = (predicted_image_seconds(model, "ncnn", "fp32", (1, edge, edge), 1) for edge in (200, 2000))
     assert 60 < large / small < 160
-    assert predicted_image_seconds(model, "ncnn", "fp32", (1, 200, 200), 2) == pytest.approx(small / 2)
+    # The backend's work is shared out; turning its result into pixels is one thread's.
+    assert small / 2 < predicted_image_seconds(model, "ncnn", "fp32", (1, 200, 200), 2) < small
+    one, two = (predicted_image_seconds(model, "openvino", "fp32", (1, 200, 200), threads) for threads in (1, 2))
+    assert two == pytest.approx(one / 2)
     assert predicted_image_seconds(model, "openvino", "bf16", (1, 200, 200), 1) < small * 1.5
 
 
