@@ -156,10 +156,12 @@ class Engine(Embedded):
         compression: str = "deflate",
         pyramid: bool = False,
         mask: MaskLike | None = None,
+        on_encode: Progress | None = None,
     ) -> Report:
         """Run an image file into another; the output appears under its name only when it is complete.
 
         `on_plan` is called before the work, `progress(done, total)` after each window; `read` decodes the input.
+        `on_encode(rows, total)` is called, from another thread, as rows of a streamed job's result are encoded.
         An image whose decoded form does not fit the budget is streamed, and so are rasters (.npy, .zarr, Deep Zoom):
         its finished windows are journaled beside the output, and `resume` goes on where such a run was stopped.
         `per_band` runs each band as a gray image; `value_range` are the samples that the network sees as 0 and 1;
@@ -182,7 +184,7 @@ class Engine(Embedded):
             checked_compression(compression),
             pyramid,
         )
-        return run_job(self, job, read, progress, on_plan, None if mask is None else mask_of(mask))
+        return run_job(self, job, read, progress, on_plan, None if mask is None else mask_of(mask), on_encode)
 
     def generate(self, count: int, *, seed: int = 0, label: int | None = None) -> NDArray[np.uint8]:
         """Draw `count` images from random latents, uint8 [count, H, W, C], the same for the same seed.

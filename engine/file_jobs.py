@@ -55,6 +55,7 @@ def run_job(
     progress: Progress | None,
     on_plan: Callable[[Plan], None] | None,
     mask: Mask | None = None,
+    on_encode: Progress | None = None,
 ) -> Report:
     """Run one file into another; `Engine.run_file` says how and what it raises."""
     if job.resume or job.per_band or job.pyramid or job.value_range is not None or _streams(engine, job):
@@ -63,7 +64,7 @@ def run_job(
                 f"{job.source}: a mask needs the image in memory, and this job is streamed; allow more memory, and "
                 "leave out what streams (resume, bands, a value range, rasters)"
             )
-        return _run_streamed(engine, job, progress, on_plan)
+        return _run_streamed(engine, job, progress, on_plan, on_encode)
     return _run_held(engine, job, read, progress, on_plan, mask)
 
 
@@ -113,7 +114,11 @@ def _streams(engine: Engine, job: StreamJob) -> bool:
 
 
 def _run_streamed(
-    engine: Engine, job: StreamJob, progress: Progress | None, on_plan: Callable[[Plan], None] | None
+    engine: Engine,
+    job: StreamJob,
+    progress: Progress | None,
+    on_plan: Callable[[Plan], None] | None,
+    on_encode: Progress | None,
 ) -> Report:
     started = time.perf_counter()
     network = Network(
@@ -126,7 +131,13 @@ def _run_streamed(
     )
     done = run_interruptibly(
         lambda cancelled: run_streamed(
-            job, network, engine.request(), cancelled=cancelled, progress=progress, on_plan=on_plan
+            job,
+            network,
+            engine.request(),
+            cancelled=cancelled,
+            progress=progress,
+            on_plan=on_plan,
+            on_encode=on_encode,
         )
     )
     return Report(

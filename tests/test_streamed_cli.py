@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
 
 from tests.test_cli import MODEL, one_line, tilefuse
+from tilefuse.commands.inputs import Pair
+from tilefuse.commands.progress import Pixels
 from tilefuse.job_files import JobFiles
 from tilefuse.journal import Journal
 
@@ -94,3 +99,30 @@ def test_ranges_and_bands_from_the_command_line(tmp_path: Path) -> None:
     found = np.asarray(zarr.open(str(tmp_path / "out.zarr"), mode="r")[:])
     assert found.shape == (80, 80, 6)
     assert np.abs(found - 500).max() < 30
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png", ".npy"])
+def test_encoding_is_a_stage_of_its_own(
+    folder: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tilefuse.storage.tiff_encode.TILE_PX", 16)
+    result = tilefuse("run", folder / "c.npy", "-o", tmp_path / f"out{suffix}", "-m", MODEL, "--json", "--tile", 8)
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    rows = [event["done"] for event in events if event["event"] == "encode"]
+    assert rows == ([16, 32, 48, 64, 80] if suffix == ".tif" else [80])
+    assert {event["total"] for event in events if event["event"] == "encode"} == {80}
+    assert events[-1]["event"] == "done"
+
+
+def test_the_bar_of_encoding_comes_and_goes(tmp_path: Path) -> None:
+    pair = Pair(tmp_path / "in.npy", tmp_path / "out.tif")
+    with Progress(console=Console(file=io.StringIO())) as bars:
+        pixels = Pixels.of(bars, [pair])
+        pixels.encoded(pair, 30, 80)
+        pixels.encoded(pair, 40, 80)
+        assert [(task.description, task.completed, task.total) for task in bars.tasks[1:]] == [
+            ("encoding out.tif", 40, 80)
+        ]
+        pixels.ended(pair)
+        pixels.ended(pair)
+        assert len(bars.tasks) == 1

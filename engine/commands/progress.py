@@ -1,4 +1,4 @@
-"""One progress bar over all images, in pixels."""
+"""One progress bar over all images, in pixels, and one for each result that is being encoded, in its rows."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from tilefuse.storage import probe
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """Input pixels done of all: `sizes` and `shares` say how many each image has and what part of it is done."""
+    """Input pixels done of all: `sizes` and `shares` say how many each image has and what part of it is done.
+
+    `encoding` are the bars of results that are being encoded.
+    """
 
     bars: Progress
     task: TaskID
     sizes: dict[Path, int]
     shares: dict[Path, float]
+    encoding: dict[Path, TaskID]
     lock: Lock
 
     @classmethod
@@ -32,7 +36,7 @@ class Pixels:
                 found = probe(pair.source)
                 sizes[pair.output] = found[0] * found[1] if found else 0
         title = pairs[0].source.name if len(pairs) == 1 else f"{len(pairs)} images"
-        return cls(bars, bars.add_task(title, total=None), sizes, dict.fromkeys(sizes, 0.0), Lock())
+        return cls(bars, bars.add_task(title, total=None), sizes, dict.fromkeys(sizes, 0.0), {}, Lock())
 
     def planned(self, pair: Pair, pixels: int) -> None:
         """Take the size of an image from its plan."""
@@ -45,6 +49,19 @@ class Pixels:
         with self.lock:
             self.shares[pair.output] = share
             self._show()
+
+    def encoded(self, pair: Pair, rows: int, total: int) -> None:
+        """Say how many of a result's rows are encoded."""
+        with self.lock:
+            if pair.output not in self.encoding:
+                self.encoding[pair.output] = self.bars.add_task(f"encoding {pair.output.name}", total=total)
+            self.bars.update(self.encoding[pair.output], completed=rows)
+
+    def ended(self, pair: Pair) -> None:
+        """Take away the bar of a result that is being encoded no more."""
+        with self.lock:
+            if pair.output in self.encoding:
+                self.bars.remove_task(self.encoding.pop(pair.output))
 
     def _show(self) -> None:
         done = sum(size * self.shares[output] for output, size in self.sizes.items())

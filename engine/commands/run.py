@@ -135,6 +135,8 @@ def _collect(
         errors.append(error)
         _event(options, "error", source=str(pair.source), message=str(error), code=error.exit_code)
         click.echo(f"tilefuse: {error}", err=True)
+    finally:
+        pixels.ended(pair)
 
 
 def _run_one(engine: Engine, pair: Pair, options: RunOptions, pixels: Pixels) -> None:
@@ -150,6 +152,10 @@ def _run_one(engine: Engine, pair: Pair, options: RunOptions, pixels: Pixels) ->
         pixels.advance(pair, done / total)
         _event(options, "progress", source=str(pair.source), done=done, total=total)
 
+    def on_encode(rows: int, total: int) -> None:
+        pixels.encoded(pair, rows, total)
+        _event(options, "encode", source=str(pair.source), done=rows, total=total)
+
     report = engine.run_file(
         pair.source,
         pair.output,
@@ -163,6 +169,7 @@ def _run_one(engine: Engine, pair: Pair, options: RunOptions, pixels: Pixels) ->
         compression=options.compression,
         mask=options.mask,
         pyramid=options.pyramid,
+        on_encode=on_encode,
     )
     pixels.advance(pair, 1.0)
     _event(options, "done", **_report_fields(report), seconds=round(time.perf_counter() - started, 4))
