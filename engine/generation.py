@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tilefuse.backends.base import Session
+from tilefuse.backends.pixels import is_finite
 from tilefuse.errors import DeviceError, ModelError, UsageError
 from tilefuse.model import Model
 
 # Drawn at once; one session serves every full batch.
-BATCH = 16
+BATCH = 64
 
 
 def generate(
@@ -79,10 +80,10 @@ def draw(model: Model, session: Callable[[int], Session], inputs: list[Tensor]) 
     for start in range(0, inputs[0].shape[0], BATCH):
         part = [tensor[start : start + BATCH].contiguous() for tensor in inputs]
         result = session(part[0].shape[0]).run(*part)[0]
-        if not torch.isfinite(result).all():
+        if not is_finite(result):
             raise DeviceError(f"{model.name} drew values that are not finite from images {start} on")
-        pixels = ((result - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
-        drawn.append(pixels.permute(0, 2, 3, 1).numpy())
+        levels = (result - low).mul_(255 / (high - low)).round_().clamp_(0, 255)
+        drawn.append(levels.permute(0, 2, 3, 1).to(torch.uint8).numpy())
     return np.concatenate(drawn)
 
 
