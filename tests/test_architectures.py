@@ -88,7 +88,8 @@ def metadata_of(name: str, hyperparameters: dict[str, Any]) -> dict[str, str]:
     return {"architecture": name, "hyper_parameters": json.dumps(hyperparameters)}
 
 
-@settings(max_examples=150)
+@pytest.mark.thorough
+@settings(max_examples=100)
 @given(family=FAMILIES)
 def test_every_hyperparameter_is_inferred(family: tuple[str, dict[str, Any]]) -> None:
     name, hyperparameters = family

@@ -172,7 +172,7 @@ def test_training_lowers_the_loss_and_repeats(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
 def test_a_killed_run_resumes_to_the_same_weights(precision: str, tmp_path: Path) -> None:
     recipe = dataclasses.replace(TINY, precision=precision)
 

@@ -78,6 +78,7 @@ GROWING = ProgressiveRecipe(
     "pggan", "PGGAN", "textures-32", hyper_parameters={"latent": 4, "widths": (4, 3, 3, 2), "channels": 3},
     steps=20, batch=4, checkpoint_steps=7, discriminator={"widths": (4, 3, 3, 2)}, penalty=1.0,
 )  # fmt: skip
+LONG = {"dcgan", "pggan"}
 
 
 class Killed(Exception):
@@ -102,7 +103,13 @@ def leaves_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(textures, "dead_leaves", lambda seed, size: rendered(tuple(seed), size))
 
 
-@pytest.mark.parametrize("recipe", [*SMALL.values(), GROWING], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(r, id=r.name, marks=[pytest.mark.slow] if r.name in LONG else [])
+        for r in (*SMALL.values(), GROWING)
+    ],
+)
 def test_a_killed_run_resumes_to_the_same_bytes(
     recipe: LatentRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
