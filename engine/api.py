@@ -242,7 +242,7 @@ class Engine(Embedded):
         runs = []
         for position, job in enumerate(jobs):
             step = progress and _offset(progress, position * len(grid), total)
-            runs.append(run_windows(self, job, grid, serving, step))
+            runs.append(run_windows(self, job, made, grid, serving, step))
         execution = Execution(
             total,
             sum(run.seconds for run in runs),
@@ -264,7 +264,7 @@ class Engine(Embedded):
             made, grid = self._plan(picture.height, picture.width, depth, picture.pixels.dtype, with_reasons)
             jobs = picture_jobs(picture, self.model.image_channels, grid.output, holes)
             try:
-                runner_of(self, jobs[0], grid.window, serving, serving.precision)
+                runner_of(self, jobs[0], grid.window, serving, serving.precision, made.batch)
             except BackendError as error:
                 failed.append(f"{serving.backend} can't compile this window: {error}")
             except MemoryError:

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from tilefuse.batching import Batch
 from tilefuse.errors import CapacityError, DeviceError
 from tilefuse.interruptible import THREAD_NAME
 from tilefuse.tiling import Grid, Window
@@ -71,11 +72,13 @@ def execute(
     progress: Progress | None = None,
     windows: Sequence[int] | None = None,
     workers: int = 1,
+    batch: Batch[Tile] | None = None,
 ) -> Execution:
     """Run every window of `grid`, or those that `windows` lists, on `workers` threads.
 
-    `exact` gives an fp32 runner for windows whose reduced-precision result is not finite; None when `runner` is fp32
-    already. `progress(done, total)` is called after each window. Only one thread at a time reads, and one writes.
+    With `batch`, several windows go into one call; `runner` takes them one by one where that can't be. `exact` gives an
+    fp32 runner for windows whose reduced-precision result is not finite; None when `runner` is fp32 already.
+    `progress(done, total)` is called after each window. Only one thread at a time reads, and one writes.
 
     Raises:
         DeviceError: the backend failed, or gave a non-finite value in fp32 for a finite input.
@@ -83,13 +86,14 @@ def execute(
     """
     started = time.perf_counter()
     chosen = range(len(grid)) if windows is None else windows
-    workers = max(1, min(workers, len(chosen)))
-    job = _Job(grid, runner, exact, reader, writer)
+    job = _Job(grid, runner, exact, reader, writer, batch)
+    groups = _Groups(chosen, 1 if batch is None else batch.size)
+    workers = max(1, min(workers, len(groups)))
     tally = _Tally(len(chosen), progress)
     if workers == 1:
-        _run_ahead(job, chosen, tally)
+        _run_ahead(job, groups, tally)
     else:
-        _run_together(job, chosen, workers, tally)
+        _run_together(job, groups, workers, tally)
     seconds = time.perf_counter() - started
     return Execution(len(chosen), seconds, tally.compute_seconds / workers, tally.rerun_fp32)
 
@@ -104,8 +108,22 @@ class _Computed(Generic[Tile]):
     again: bool
 
 
+class _Groups:
+    """Windows by as many as go into one call, cut as they are asked for: there may be millions."""
+
+    def __init__(self, chosen: Sequence[int], size: int) -> None:
+        self._chosen = chosen
+        self._size = size
+
+    def __len__(self) -> int:
+        return -(-len(self._chosen) // self._size)
+
+    def __getitem__(self, place: int) -> Sequence[int]:
+        return self._chosen[place * self._size : (place + 1) * self._size]
+
+
 class _Job(Generic[Tile]):
-    """The steps of one window. Readers and writers serve one thread at a time; runners serve all."""
+    """The steps of a group of windows. Readers and writers serve one thread at a time; runners serve all."""
 
     def __init__(
         self,
@@ -114,24 +132,36 @@ class _Job(Generic[Tile]):
         exact: Callable[[], Runner[Tile]] | None,
         reader: WindowReader[Tile],
         writer: WindowWriter[Tile],
+        batch: Batch[Tile] | None,
     ) -> None:
         self._grid = grid
         self._runner = runner
         self._exact = exact
         self._reader = reader
         self._writer = writer
+        self._batch = batch
         self._reading, self._writing = threading.Lock(), threading.Lock()
 
-    def read(self, index: int) -> Tile:
+    def read(self, group: Sequence[int]) -> list[Tile]:
         with self._reading:
-            return self._reader.read(self._grid[index])
+            return [self._reader.read(self._grid[index]) for index in group]
 
-    def write(self, done: _Computed[Tile]) -> _Computed[Tile]:
+    def write(self, done: list[_Computed[Tile]]) -> list[_Computed[Tile]]:
         with self._writing:
-            self._writer.write(done.window, done.core)
+            for each in done:
+                self._writer.write(each.window, each.core)
         return done
 
-    def compute(self, index: int, tile: Tile) -> _Computed[Tile]:
+    def compute(self, group: Sequence[int], tiles: list[Tile]) -> list[_Computed[Tile]]:
+        begin = time.perf_counter()
+        together = self._batch.run(tiles) if self._batch is not None and len(group) > 1 else None
+        if together is None:
+            return [self._alone(index, tile) for index, tile in zip(group, tiles, strict=True)]
+        cores = [(self._grid[index], self._core(index, result)) for index, result in zip(group, together, strict=True)]
+        seconds = (time.perf_counter() - begin) / len(group)
+        return [_Computed(window, core, seconds, again=False) for window, core in cores]
+
+    def _alone(self, index: int, tile: Tile) -> _Computed[Tile]:
         begin = time.perf_counter()
         window = self._grid[index]
         result, finite = self._run(self._runner, tile)
@@ -143,11 +173,14 @@ class _Job(Generic[Tile]):
                 f"window {index} of {len(self._grid)} at y {window.y.start}, x {window.x.start} gave values that are "
                 "not finite in fp32: the weights overflow on this image. No result is written"
             )
-        y, x = window.y, window.x
+        core = self._core(index, result)
+        return _Computed(window, core, time.perf_counter() - begin, again)
+
+    def _core(self, index: int, result: Tile) -> Tile:
+        y, x = self._grid[index].y, self._grid[index].x
         rows = slice(y.crop, y.crop + y.core_stop - y.core_start)
         columns = slice(x.crop, x.crop + x.core_stop - x.core_start)
-        core = self._runner.crop(result, rows, columns)
-        return _Computed(window, core, time.perf_counter() - begin, again)
+        return self._runner.crop(result, rows, columns)
 
     def _run(self, runner: Runner[Tile], tile: Tile) -> tuple[Tile, bool]:
         try:
@@ -169,32 +202,34 @@ class _Tally:
         self._progress = progress
         self._lock = threading.Lock()
 
-    def add(self, done: _Computed[Any]) -> None:
-        with self._lock:
-            self.compute_seconds += done.seconds
-            self.rerun_fp32 += done.again
-            self._done += 1
-            if self._progress is not None:
-                self._progress(self._done, self._total)
+    def add(self, done: Sequence[_Computed[Any]]) -> None:
+        for each in done:
+            with self._lock:
+                self.compute_seconds += each.seconds
+                self.rerun_fp32 += each.again
+                self._done += 1
+                if self._progress is not None:
+                    self._progress(self._done, self._total)
 
 
-def _run_ahead(job: _Job[Tile], chosen: Sequence[int], tally: _Tally) -> None:
-    """Compute in this thread alone, while another reads the next window and a third writes the one before.
+def _run_ahead(job: _Job[Tile], groups: _Groups, tally: _Tally) -> None:
+    """Compute in this thread alone, while another reads the next windows and a third writes those before.
 
     OpenMP keeps a team of threads for each thread that computes, and idle teams spin: two would be slower than one.
     """
-    if len(chosen) < 2:
-        for index in chosen:
-            tally.add(job.write(job.compute(index, job.read(index))))
+    if len(groups) < 2:
+        for place in range(len(groups)):
+            tally.add(job.write(job.compute(groups[place], job.read(groups[place]))))
         return
     names = f"{THREAD_NAME}-read", f"{THREAD_NAME}-write"
     with ThreadPoolExecutor(1, names[0]) as reading, ThreadPoolExecutor(1, names[1]) as writing:
-        ahead = [reading.submit(job.read, index) for index in chosen[:1]]
-        written: list[Future[_Computed[Tile]]] = []
-        for position, index in enumerate(chosen):
-            tile = ahead.pop().result()
-            ahead += [reading.submit(job.read, following) for following in chosen[position + 1 : position + 2]]
-            computed = job.compute(index, tile)
+        ahead = reading.submit(job.read, groups[0])
+        written: list[Future[list[_Computed[Tile]]]] = []
+        for place in range(len(groups)):
+            tiles = ahead.result()
+            if place + 1 < len(groups):
+                ahead = reading.submit(job.read, groups[place + 1])
+            computed = job.compute(groups[place], tiles)
             if written:
                 tally.add(written.pop().result())
             written.append(writing.submit(job.write, computed))
@@ -202,18 +237,18 @@ def _run_ahead(job: _Job[Tile], chosen: Sequence[int], tally: _Tally) -> None:
             tally.add(last.result())
 
 
-def _run_together(job: _Job[Tile], chosen: Sequence[int], workers: int, tally: _Tally) -> None:
+def _run_together(job: _Job[Tile], groups: _Groups, workers: int, tally: _Tally) -> None:
     """Compute in several threads, each of which reads and writes its own windows."""
-    waiting, lock, errors = iter(chosen), threading.Lock(), list[BaseException]()
+    waiting, lock, errors = iter(range(len(groups))), threading.Lock(), list[BaseException]()
 
     def work() -> None:
         while True:
             with lock:
-                index = None if errors else next(waiting, None)
-            if index is None:
+                place = None if errors else next(waiting, None)
+            if place is None:
                 return
             try:
-                tally.add(job.write(job.compute(index, job.read(index))))
+                tally.add(job.write(job.compute(groups[place], job.read(groups[place]))))
             except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
                 errors.append(error)
 

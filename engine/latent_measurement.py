@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from tilefuse.backends import registry
+from tilefuse.backends.base import Session
 from tilefuse.calibration import compare
-from tilefuse.cost_model import predicted_compile_seconds
+from tilefuse.candidates import Candidate
+from tilefuse.cost_model import predicted_compile_seconds, predicted_seconds
+from tilefuse.entrants import refusal
 from tilefuse.errors import BackendError, DeviceError, ModelError
 from tilefuse.generation import BATCH, draw, latent_inputs
-from tilefuse.measurement import Entrant, Measurement, Subject, Task, offered, ranked, refusal
+from tilefuse.measurement import offered
+from tilefuse.pacing import Pace, ranked, timing_seconds
+from tilefuse.tasks import Entrant, Measurement, Subject, Task
+from tilefuse.timing import timed
 
 # All that can be asked of a network without free sizes.
 LATENTS = Subject(BATCH, 0, 0, "uint8")
@@ -22,42 +30,55 @@ LATENTS = Subject(BATCH, 0, 0, "uint8")
 def measure_latents(task: Task) -> tuple[Measurement, ...]:
     """Measure the candidates on a batch of random latents, the fastest right one first, those refused last.
 
+    However short the time, one is measured; only that one may take longer than the budget.
+
     Raises:
         ModelError: the network takes no latent.
     """
-    deadline = time.perf_counter() + task.budget_s
+    begin = time.perf_counter()
+    pace = Pace(begin, begin + task.budget_s)
     model = task.model
     inputs = latent_inputs(model, task.subject.images, seed=0, label=None)
     if model.graph is None:
         raise ModelError(f"{model.name} has no graph to compare with")
     low, high = model.value_range
-    reference = (model.graph.evaluate(*inputs)[0] - low) / (high - low)
+    reference = ((model.graph.evaluate(*inputs)[0] - low) / (high - low)).to(torch.float32)
     shapes = [tuple(x.shape) for x in inputs]
     entrants: list[Entrant] = []
     refused: list[Measurement] = []
     for candidate in offered(task):
-        entered = Measurement(candidate, (0, 0), reason=refusal(task, candidate))
         compiling = predicted_compile_seconds(model, candidate.backend)
-        if entered.reason is None and entrants and time.perf_counter() + compiling > deadline:
-            entered = replace(entered, reason=f"not measured: too little time to compile it (about {compiling:.1f} s)")
-        if entered.reason is not None:
-            refused.append(entered)
+        running = predicted_seconds(model, candidate.backend, candidate.precision, shapes, candidate.threads)
+        reason = refusal(task, candidate)
+        if reason is None and entrants and not pace.allows(compiling + 2 * running + timing_seconds(entrants)):
+            reason = f"not measured: too little time to compile it and run it (about {compiling + running:.1f} s)"
+        if reason is not None:
+            refused.append(Measurement(candidate, (0, 0), reason=reason))
             continue
-        try:
-            session = registry.get(candidate.backend).compile(
-                model, shapes, device=task.device, precision=candidate.precision, threads=candidate.threads
-            )
-            drawn = draw(model, lambda _, session=session: session, inputs)  # type: ignore[misc]
-        except (BackendError, DeviceError, ModelError, MemoryError) as error:
-            refused.append(replace(entered, reason=f"can't serve: {error}"))
-            continue
-        forced = task.policy not in ("auto", "fp32")
-        found = compare(drawn, reference.to(torch.float32), candidate.precision, forced=forced)
-        entered = replace(entered, levels=found.levels, psnr_db=found.psnr_db, reason=found.reason)
-        if found.reason is not None:
-            refused.append(entered)
-            continue
-        entrants.append(
-            Entrant(entered, lambda session=session: draw(model, lambda _: session, inputs), 1, 1.0)  # type: ignore[misc]
-        )
-    return (*sorted(ranked(entrants, deadline), key=lambda m: m.seconds or math.inf), *refused)
+        found = pace.step(compiling + running, lambda c=candidate: _entered(task, c, inputs, reference))  # type: ignore[misc]
+        (entrants if isinstance(found, Entrant) else refused).append(found)  # type: ignore[arg-type]
+    return (*ranked(entrants, pace), *refused)
+
+
+def _entered(task: Task, candidate: Candidate, inputs: list[Tensor], reference: Tensor) -> Entrant | Measurement:
+    """Compile a candidate, draw once and compare; a measurement says why it does not take part."""
+    model, entered = task.model, Measurement(candidate, (0, 0))
+    sessions: list[Session] = []
+    drawn: list[NDArray[np.uint8]] = []
+
+    def compile_it() -> None:
+        shapes = [tuple(x.shape) for x in inputs]
+        backend = registry.get(candidate.backend)
+        precision, threads = candidate.precision, candidate.threads
+        sessions.append(backend.compile(model, shapes, device=task.device, precision=precision, threads=threads))
+
+    def run() -> None:
+        drawn[:] = [draw(model, lambda _: sessions[0], inputs)]
+
+    try:
+        compile_s, first_s = timed(compile_it), timed(run)
+    except (BackendError, DeviceError, ModelError, MemoryError) as error:
+        return replace(entered, reason=f"can't serve: {error}")
+    difference = compare(drawn[0], reference, candidate.precision, forced=task.policy not in ("auto", "fp32"))
+    entered = replace(entered, levels=difference.levels, psnr_db=difference.psnr_db, reason=difference.reason)
+    return entered if difference.reason is not None else Entrant(entered, run, 1, 1.0, compile_s, first_s, drawn[0])

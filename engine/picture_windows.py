@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tilefuse.backends.base import Precision
 from tilefuse.backends.pixels import Integers
+from tilefuse.batching import Batch
 from tilefuse.execute import Execution, Progress, Runner, execute
 from tilefuse.jobs import Job
 from tilefuse.memory import ArrayReader, ArrayWriter, PixelReader, PixelWriter
-from tilefuse.planner import Serving
+from tilefuse.planner import Plan, Serving
 from tilefuse.runners import FloatRunner, PixelRunner
 from tilefuse.shrinking import ShrinkingRunner
 from tilefuse.tiling import Grid
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from tilefuse.api import Engine
 
 
-def run_windows(engine: Engine, job: Job, grid: Grid, serving: Serving, progress: Progress | None) -> Execution:
-    """Run every window of a job; `execute` says what it raises."""
+def run_windows(
+    engine: Engine, job: Job, plan: Plan, grid: Grid, serving: Serving, progress: Progress | None
+) -> Execution:
+    """Run every window of a job as planned; `execute` says what it raises."""
     if _takes_pixels(engine, job):
         reader: Any = PixelReader(cast(Integers, job.source))
         writer: Any = PixelWriter(cast(Integers, job.result))
@@ -37,6 +40,13 @@ def run_windows(engine: Engine, job: Job, grid: Grid, serving: Serving, progress
         )
 
     runner = shrinking(serving.precision)
+    batch: Batch[Any] | None = None
+    if plan.batch > 1:
+        batch = Batch(
+            plan.batch,
+            lambda: runner_of(engine, job, grid.window, serving, serving.precision, plan.batch),
+            lambda: engine.forget(grid.window),
+        )
     done = execute(
         grid,
         runner,
@@ -44,18 +54,21 @@ def run_windows(engine: Engine, job: Job, grid: Grid, serving: Serving, progress
         writer,
         exact=None if serving.precision == "fp32" else lambda: shrinking("fp32"),
         progress=progress,
-        workers=serving.workers,
+        workers=plan.workers,
+        batch=batch,
     )
-    return replace(done, notes=runner.notes)
+    return replace(done, notes=(*(batch.notes if batch is not None else ()), *runner.notes))
 
 
-def runner_of(engine: Engine, job: Job, window: tuple[int, int], serving: Serving, precision: Precision) -> Runner[Any]:
-    """Compile for windows of a job, or return what was compiled.
+def runner_of(
+    engine: Engine, job: Job, window: tuple[int, int], serving: Serving, precision: Precision, batch: int = 1
+) -> Runner[Any]:
+    """Compile for `batch` windows of a job in one call, or return what was compiled.
 
     Raises:
         BackendError: the backend can't compile it.
     """
-    images = job.source.shape[0]
+    images = batch * job.source.shape[0]
     if _takes_pixels(engine, job):
         return PixelRunner(engine.pixel_session(serving, images, window, job.source.dtype, precision))
     return FloatRunner(engine.session(serving, images, window, precision))

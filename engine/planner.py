@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from tilefuse.backends.base import Precision
@@ -64,6 +64,7 @@ class Plan:
     why: tuple[str, ...]
     workers: int = 1
     seconds: float | None = None
+    batch: int = 1
 
     @property
     def schedule(self) -> str:
@@ -73,6 +74,7 @@ class Plan:
     def __str__(self) -> str:
         shape = f"{self.window[1]}x{self.window[0]}"
         layout = f"whole image, one window of {shape}" if self.windows == 1 else f"{self.windows} windows of {shape}"
+        layout += f", {self.batch} in one call" if self.batch > 1 else ""
         tiling = f"{layout}, halo {self.halo_px} px, alignment {self.alignment}"
         lines = [
             f"image     {self.width}x{self.height} -> {self.output_width}x{self.output_height} (x{self.scale})",
@@ -97,8 +99,8 @@ class Timed:
 class Serving:
     """The backend the plan is made for, and why it was chosen.
 
-    It runs `workers` windows at once with `threads` on each (0: all of the machine's). `timed` is what was measured of
-    it, empty before; `memory_factor` what it holds for each byte of live activations.
+    It runs `batch` windows in one call, and `workers` calls at once with `threads` on each (0: all of the machine's).
+    `timed` is what was measured of it, empty before; `memory_factor` what it holds for each byte of live activations.
     """
 
     backend: str
@@ -109,6 +111,7 @@ class Serving:
     workers: int = 1
     timed: tuple[Timed, ...] = ()
     memory_factor: float = BACKEND_FACTOR
+    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,9 @@ def plan(
     # What was measured goes before what is only estimated, and what fits before both.
     fitting = [c for c in measured if c.peak_bytes <= request.memory]
     fitting = fitting or [c for c in candidates if c.peak_bytes <= request.memory]
+    if not fitting and serving.workers * serving.batch > 1:
+        one_by_one = replace(serving, workers=1, batch=1)
+        return plan(model, size, image_bytes, request, one_by_one, held_per_px)
     if not fitting:
         least = min(candidates, key=lambda c: c.peak_bytes)
         raise CapacityError(_does_not_fit(footprint, request, least, whole_only))
@@ -199,8 +205,9 @@ def plan(
         peak_bytes=best.peak_bytes,
         memory_bytes=request.memory,
         why=tuple(why),
-        workers=min(serving.workers, len(best.grid)),
+        workers=min(serving.workers, -(-len(best.grid) // serving.batch)),
         seconds=best.seconds,
+        batch=min(serving.batch, len(best.grid)),
     )
     return made, best.grid
 
@@ -232,7 +239,7 @@ def _layout(
     window_px = cut.window[0] * cut.window[1]
     slowdown = CACHE_MISS_FACTOR if live > cache_bytes() else 1.0
     cost = len(cut) * (window_px * slowdown + WINDOW_OVERHEAD_PX)
-    at_once = min(serving.workers, len(cut))
+    at_once = min(serving.workers * serving.batch, len(cut))
     peak_bytes = int(at_once * (serving.memory_factor * live + held_per_px * window_px)) + weights + image_bytes
     return Layout(cut, tile, work, peak_bytes, cost, _measured_seconds(serving, tile, len(cut), window_px))
 

@@ -23,7 +23,9 @@ class FloatRunner:
             result = torch.cat([self.session.run(image[None])[0] for image in tile])
         else:
             result = self.session.run(tile)[0]
-        return result, is_finite(result) or not is_finite(tile)
+        return result, is_finite(result) or all(
+            is_finite(drawn) or not is_finite(image) for image, drawn in zip(tile, result, strict=True)
+        )
 
     def crop(self, result: Tensor, rows: slice, columns: slice) -> Tensor:
         return result[:, :, rows, columns]

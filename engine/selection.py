@@ -155,10 +155,10 @@ def bucket(subject: Subject) -> Subject:
 
 def servings_of(verdict: Verdict, device: str, how: str) -> tuple[Serving, ...]:
     """Turn measurements into who may serve, the fastest first, each with the times of all its tiles."""
-    groups: dict[tuple[str, str, int, int], list[Measurement]] = {}
+    groups: dict[tuple[str, str, int, int, int], list[Measurement]] = {}
     for found in verdict.right:
         c = found.candidate
-        groups.setdefault((c.backend, c.precision, c.threads, c.workers), []).append(found)
+        groups.setdefault((c.backend, c.precision, c.threads, c.workers, c.batch), []).append(found)
     table = measured_table(verdict.measurements)
     servings = []
     for group in groups.values():
@@ -182,6 +182,7 @@ def servings_of(verdict: Verdict, device: str, how: str) -> tuple[Serving, ...]:
                     if m.window_seconds
                 ),
                 (largest and largest.memory_factor) or BACKEND_FACTOR,
+                best.candidate.batch,
             )
         )
     return tuple(servings)

@@ -28,6 +28,11 @@ class Timing:
         return cls(float(median), float(p20), float(p80), len(seconds))
 
 
+def now() -> float:
+    """Return the reading of the clock that durations are taken with, in seconds."""
+    return time.perf_counter()
+
+
 def timed(call: Callable[[], object]) -> float:
     """Return the seconds a call took."""
     begin = time.perf_counter()

@@ -22,7 +22,7 @@ from tilefuse.measurement import Measurement
 from tilefuse.options import CACHE_VARIABLE
 
 # Goes up when a file of before would be misunderstood.
-_FORMAT = 1
+_FORMAT = 2
 _MAX_BYTES = 1 << 20
 _MAX_MEASUREMENTS = 200
 
@@ -125,7 +125,12 @@ def _measurement(plain: Any) -> Measurement:
     if precision not in ("fp32", "bf16", "fp16") or not isinstance(given["backend"], str):
         raise ValueError("no candidate")
     candidate = Candidate(
-        given["backend"], precision, _count(given["threads"], 1), _count(given["workers"], 1), _count(given["tile"])
+        given["backend"],
+        precision,
+        _count(given["threads"], 1),
+        _count(given["workers"], 1),
+        _count(given["tile"]),
+        _count(given["batch"], 1),
     )
     window: Sequence[Any] = plain["window"]
     reason = plain["reason"]
