@@ -30,6 +30,7 @@ from tilefuse.ops import (
     Slice,
 )
 from tilefuse.passes import unfuse
+from tilefuse.rounding import unsteady_rounding
 
 MINIMUM_SEARCHED_PX = 512
 
@@ -111,6 +112,8 @@ def footprint(graph: Graph) -> Footprint:
     if not images:
         raise ModelError("the network takes no image of free size: it has no height and width to tile")
     found: dict[str, None] = {}
+    for name in sorted(unsteady_rounding(graph)):
+        found[f"rounding after a sum of fractions ({name})"] = None
     axes = [_axis(graph, images, axis, found) for axis in (0, 1)]
     return Footprint(axes[0], axes[1], tuple(found), _minimum(graph, max(a.alignment for a in axes)))
 

@@ -35,6 +35,7 @@ from tilefuse.ops import (
     PRelu,
     Reshape,
     Resize,
+    Round,
     Slice,
     Unary,
 )
@@ -212,6 +213,11 @@ def _unary(sheet: Sheet, op: Unary, inputs: Sequence[str], output: str) -> None:
             sheet.add(_UNARY[op.kind], [x], output)
 
 
+def _round(sheet: Sheet, op: Round, inputs: Sequence[str], output: str) -> None:
+    del op
+    sheet.add("Round", inputs, output)
+
+
 def _binary(sheet: Sheet, op: Binary, inputs: Sequence[str], output: str) -> None:
     sheet.add(_BINARY[op.kind], inputs, output)
 
@@ -235,6 +241,7 @@ EMITTERS: dict[type[Op], Emit] = {
     PRelu: _prelu,
     Reshape: layout.reshape,
     Resize: layout.resize,
+    Round: _round,
     Slice: layout.slice_,
     Unary: _unary,
 }

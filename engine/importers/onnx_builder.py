@@ -14,7 +14,7 @@ from tilefuse.errors import ModelError
 from tilefuse.graph import Node
 from tilefuse.importers.onnx_shapes import Dims, element_count, infer
 from tilefuse.importers.onnx_views import Layout, recognise, whole
-from tilefuse.ops import Concat, Op, Slice
+from tilefuse.ops import Binary, Concat, Op, Slice
 
 MAX_CONSTANT_BYTES = 2**31
 MAX_CHANNEL_RUNS = 256
@@ -29,11 +29,21 @@ class Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class Grid:
+    """What a dequantised constant was: whole numbers, zero point taken off, and a scale, or one a slice."""
+
+    levels: NDArray[Any]
+    scale: NDArray[Any]
+    axis: int
+
+
+@dataclass(frozen=True, eq=False)
 class Constant:
     """A value known now; dtype object where a number depends on the image's size."""
 
     name: str
     array: NDArray[Any]
+    grid: Grid | None = None
 
     @property
     def shape(self) -> Dims:
@@ -65,6 +75,35 @@ class Above:
     shape: Dims = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """The integers QuantizeLinear gives, `zero` taken off: whole numbers of at most `peak`."""
+
+    base: Tensor
+    zero: int
+    peak: int
+
+    @property
+    def shape(self) -> Dims:
+        """Sizes of the integers."""
+        return self.base.shape
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """Whole numbers of at most `peak` times `scale`, one number or one a channel: a product nothing has needed yet."""
+
+    name: str
+    base: Tensor
+    scale: NDArray[Any]
+    peak: int
+
+    @property
+    def shape(self) -> Dims:
+        """Sizes of the value."""
+        return self.base.shape
+
+
 @dataclass(frozen=True)
 class Unsupported:
     """An output that may not be read, and why."""
@@ -73,7 +112,7 @@ class Unsupported:
     shape: Dims = ()
 
 
-Value = Tensor | Constant | View | Above | Unsupported
+Value = Tensor | Constant | View | Above | Levels | Scaled | Unsupported
 
 
 @dataclass(frozen=True)
@@ -83,7 +122,7 @@ class Builder:
     nodes: list[Node] = field(default_factory=list)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
-    made: dict[View, Tensor] = field(default_factory=dict)
+    made: dict[View | Scaled, Tensor] = field(default_factory=dict)
     spent: list[int] = field(default_factory=lambda: [0])
 
     def spend(self, elements: object, itemsize: int = 4) -> None:
@@ -171,6 +210,13 @@ class Builder:
             raise ModelError("ONNX Greater: comparing images is not supported")
         if isinstance(value, Unsupported):
             raise ModelError(value.reason)
+        if isinstance(value, Levels):
+            raise ModelError("the integers of a QuantizeLinear can be read by a DequantizeLinear only")
+        if isinstance(value, Scaled):
+            if value not in self.made:
+                scale = Constant(self.unique(f"{value.name}.scale"), value.scale)
+                self.made[value] = self.tensor(self.add(Binary("mul"), [value.base, scale], value.name))
+            return self.made[value]
         if value.layout.groups == whole(value.base.shape).groups and value.shape == value.base.shape:
             return value.base
         if value not in self.made:

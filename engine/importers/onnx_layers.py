@@ -9,6 +9,7 @@ import numpy as np
 
 from tilefuse.importers.onnx_builder import Constant, Value, View
 from tilefuse.importers.onnx_call import Call
+from tilefuse.importers.onnx_quantised import layer
 from tilefuse.importers.onnx_shapes import Dims
 from tilefuse.importers.onnx_sizes import Dim
 from tilefuse.importers.onnx_views import whole
@@ -42,7 +43,7 @@ def conv(
     kernel = _kernel(call, weight, kernel_shape)
     stride, dilation = call.pair(strides, "strides"), call.pair(dilations, "dilations")
     padding = _padding(call, x.shape, kernel, stride, dilation, auto_pad, pads)
-    return call.add(Conv2d(stride, padding, dilation, group), x, weight, *call.values()[2:3])
+    return layer(call, Conv2d(stride, padding, dilation, group), x, weight, *call.values()[2:3])
 
 
 def conv_transpose(
@@ -79,7 +80,7 @@ def conv_transpose(
     elif auto_pad not in ("NOTSET", "VALID"):
         raise call.refuse(f"attribute auto_pad = {auto_pad} is not supported")
     op = ConvTranspose2d(stride, padding, extra, dilation, group)
-    return call.add(op, x, weight, *call.values()[2:3])
+    return layer(call, op, x, weight, *call.values()[2:3])
 
 
 def max_pool(
@@ -195,7 +196,7 @@ def group_normalization(call: Call, *, num_groups: int, epsilon: float = 1e-5, s
 
 def gemm(call: Call, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0) -> Value:  # noqa: N803
     op = Linear(alpha, beta, bool(transA), bool(transB))
-    return call.add(op, call.value(0), call.value(1), *call.values()[2:3])
+    return layer(call, op, call.value(0), call.value(1), *call.values()[2:3])
 
 
 def mat_mul(call: Call) -> Value:

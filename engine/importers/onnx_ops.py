@@ -10,6 +10,7 @@ import numpy as np
 
 from tilefuse.importers import onnx_layers as layers
 from tilefuse.importers import onnx_layout as layout
+from tilefuse.importers import onnx_quantised as quantised
 from tilefuse.importers.onnx_builder import Above, Constant, Value
 from tilefuse.importers.onnx_call import Call
 from tilefuse.importers.onnx_resize import resize, upsample
@@ -149,6 +150,7 @@ OPS: dict[str, Converter] = {
     "Conv": layers.conv,
     "ConvTranspose": layers.conv_transpose,
     "DepthToSpace": layout.depth_to_space,
+    "DequantizeLinear": quantised.dequantize_linear,
     "Div": partial(_binary, kind="div"),
     "Dropout": layout.dropout,
     "Elu": _elu,
@@ -180,6 +182,7 @@ OPS: dict[str, Converter] = {
     "Pad": layout.pad,
     "Pow": _pow,
     "Reciprocal": partial(_unary, kind="reciprocal"),
+    "QuantizeLinear": quantised.quantize_linear,
     "ReduceMean": _reduce_mean,
     "Relu": partial(_activation, kind="relu"),
     "Reshape": layout.reshape,

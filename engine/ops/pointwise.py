@@ -104,6 +104,17 @@ class Unary(Op):
 
 
 @dataclass(frozen=True)
+class Round(Op):
+    """Round to whole numbers, halves to even. What is not continuous makes tiles differ unless its input is exact."""
+
+    name: ClassVar[str] = "round"
+
+    def apply(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        return torch.round(x)
+
+
+@dataclass(frozen=True)
 class Binary(Op):
     """Combine two broadcastable tensors; a scalar is a weight of shape []."""
 
