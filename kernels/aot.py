@@ -60,7 +60,8 @@ def inspect_launch(launch: Launch, capability: int) -> Row:
         len(re.findall(r"\bst\.global(?:\.(?!v[248])\w+)*\.[bsu]8\b", ptx)),
         (),
     )
-    return judge(row, launch, capability, multiplies="tt.dot" in compiled.asm["ttir"])
+    early = compiled.asm.get("ttir") or compiled.asm["ttgir"]
+    return judge(row, launch, capability, multiplies="tt.dot" in early or "warp_group_dot" in early)
 
 
 def compile_launch(launch: Launch, capability: int) -> Any:
@@ -81,6 +82,8 @@ def compile_launch(launch: Launch, capability: int) -> Any:
     options, signature, constexprs, attrs = kernel._pack_args(
         backend, dict(launch.options), bound, specialization, None
     )
+    if kernel.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
     source = ASTSource(kernel, signature, constexprs, attrs)
     try:
         return triton.compile(source, target=target, options=options.__dict__)

@@ -8,10 +8,12 @@ from functools import partial
 
 import torch
 
+from tilefuse.kernels import conv2d_ring
 from tilefuse.kernels.convolve import check_call, plan_launch
 from tilefuse.kernels.epilogue import Epilogue, Kind, Prologue, Residual
 from tilefuse.kernels.launch import Launch
 from tilefuse.kernels.layer import Layer, pack_conv2d, pack_conv_transpose2d, pack_upsample_conv2d
+from tilefuse.kernels.ring_config import KINDS, ring_missing
 from tilefuse.ops.base import Pair
 
 # Height and width of the images: a multiple of all strides, so that rows begin at whole words.
@@ -162,3 +164,17 @@ def conv_cases(target: int) -> Iterator[Launch]:
     for case in CASES:
         if case.network in ("compact", "span", "rrdb"):
             yield case.launch(torch.bfloat16, target)
+
+
+def ring_cases(target: int) -> Iterator[Launch]:
+    """Plan the ring kernel with every epilogue it has, where it can be compiled, whether anything chooses it or not."""
+    if ring_missing(target) is not None:
+        return
+    for dtype in (HALF, torch.bfloat16):
+        for activation in KINDS:
+            case = Case("ring", "conv", 64, 64, activation=activation)
+            make = partial(torch.empty, device="meta")
+            image = make(1, SIZE, SIZE, 64, dtype=dtype)
+            slopes = make(64) if activation == "prelu" else None
+            epilogue = Epilogue(bias=make(64), activation=activation, slope=0.2, slopes=slopes)
+            yield conv2d_ring.plan_launch(image, case.layer(dtype), epilogue, torch.empty_like(image))

@@ -15,6 +15,7 @@ from tilefuse.kernels.conv_config import pick_config
 from tilefuse.kernels.epilogue import Epilogue, Kind, Prologue, Residual, check_epilogue, check_prologue
 from tilefuse.kernels.launch import Launch
 from tilefuse.kernels.layer import Axis, Layer
+from tilefuse.kernels.ring_config import chooses_ring
 from tilefuse.kernels.toolchain import (
     FLOATS,
     IMAGES,
@@ -53,7 +54,7 @@ def run_layer(
     r0, r1, *_ = [*tensors, None, None]
     _convolve(
         place, x, layer.weight, epilogue.bias, epilogue.slopes, r0, r1, prologue.scale, prologue.shift,
-        _pack_geometry(layer), [r.upsample for r in epilogue.residuals],
+        pack_geometry(layer), [r.upsample for r in epilogue.residuals],
         [prologue.input_scale, prologue.slope, *epilogue.numbers()],
         prologue.activation, epilogue.activation, epilogue.activation_last,
     )  # fmt: skip
@@ -106,6 +107,11 @@ def plan_launch(
         capability: compute capability of the target, as 90.
         emulated: Triton's interpreter runs it, whose bfloat16 arithmetic has to be written out.
     """
+    ring = chooses_ring(layer, epilogue, x.dtype, out.dtype, capability)
+    if ring and not prologue.is_affine and describable(x) and describable(out):
+        from tilefuse.kernels import conv2d_ring
+
+        return conv2d_ring.plan_launch(x, layer, epilogue, out)
     config = pick_config(layer, x.dtype, affine=prologue.is_affine, target=capability)
     if config.path == "tma" and not describable(x):
         config = pick_config(layer, x.dtype, affine=True, target=capability)
@@ -217,15 +223,15 @@ def _shape_name(x: Tensor, layer: Layer) -> str:
     return " ".join(each + [f"{name}={value}" for name, value in extras.items() if value > 1])
 
 
-def _pack_geometry(layer: Layer) -> list[int]:
+def pack_geometry(layer: Layer) -> list[int]:
     """Flatten all of a layer but its weight."""
     pairs = (layer.kernel, layer.stride, layer.dilation, layer.phases, layer.spread)
     axes = [number for axis in layer.axes for number in (*axis.start, *axis.extent)]
     return [layer.inputs, layer.groups, layer.shuffle, *(number for pair in pairs for number in pair), *axes]
 
 
-def _unpack_geometry(weight: Tensor, numbers: Sequence[int]) -> Layer:
-    """Rebuild a layer; the inverse of `_pack_geometry`."""
+def unpack_geometry(weight: Tensor, numbers: Sequence[int]) -> Layer:
+    """Rebuild a layer; the inverse of `pack_geometry`."""
     inputs, groups, shuffle, *rest = numbers
     kernel, stride, dilation, phases, spread = ((rest[i], rest[i + 1]) for i in range(0, 10, 2))
     axes = [Axis((a, b, c), (d, e, f)) for a, b, c, d, e, f in (rest[10:16], rest[16:22])]
@@ -264,7 +270,7 @@ def _convolve(
         low, high, out_scale, out_shift, geometry[2], out.dtype,
     )  # fmt: skip
     prologue = Prologue(input_scale, scale, shift, cast(Kind, input_activation), input_slope)
-    layer = _unpack_geometry(weight, geometry)
+    layer = unpack_geometry(weight, geometry)
     emulated = interpreted()
     plan_launch(x, layer, prologue, epilogue, out, capability=target(x.device), emulated=emulated).run()
 

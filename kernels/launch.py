@@ -54,4 +54,6 @@ def _specialised(name: str, value: object) -> object:
     if isinstance(value, float):
         return "float"
     block = getattr(value, "block_shape", None)
-    return str(getattr(value, "dtype", type(value))), None if block is None else tuple(block)
+    # A descriptor's type is that of the tensor it describes.
+    dtype = getattr(getattr(value, "base", value), "dtype", type(value))
+    return str(dtype), None if block is None else tuple(block)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from tilefuse.kernels.conv_cases import conv_cases
+from tilefuse.kernels.chain_cases import chain_cases
+from tilefuse.kernels.conv_cases import conv_cases, ring_cases
 from tilefuse.kernels.launch import Launch
 from tilefuse.kernels.plain_cases import plain_cases
 
 # Each gives the launches, on meta tensors, that a compute capability (80, 90, 100) would run.
-CASES: tuple[Callable[[int], Iterator[Launch]], ...] = (conv_cases, plain_cases)
+CASES: tuple[Callable[[int], Iterator[Launch]], ...] = (conv_cases, ring_cases, chain_cases, plain_cases)
 
 
 def launches(target: int) -> Iterator[Launch]:

@@ -117,22 +117,13 @@ def emit_linear(builder: Builder, node: Node) -> bool:
 def _emit(
     builder: Builder, node: Node, kernel: str, before: Before, layer: Layer, bias: Tensor | None, tail: Tail
 ) -> None:
-    residuals, upsample = list[Place](), list[int]()
-    for each in tail.residuals:
-        waiting = builder.pending.get(each.name)
-        factor = enlargement(waiting) if waiting is not None else 1
-        residuals.append(builder.place(waiting.inputs[0] if waiting is not None and factor > 1 else each.name))
-        upsample.append(factor)
-    epilogue = Epilogue(
-        activation=tail.activation, slope=tail.slope, activation_last=tail.activation_last, low=tail.low,
-        high=tail.high, output_scale=tail.scale, output_shift=tail.shift, shuffle=tail.shuffle,
-    )  # fmt: skip
+    residuals, upsample = read_residuals(builder, tail)
     operation = Convolve(
         layer=layer,
-        epilogue=epilogue,
+        epilogue=epilogue_of(tail),
         bias=None if bias is None else bias.contiguous(),
         slopes=None if tail.slopes is None else tail.slopes.float().contiguous(),
-        upsample=tuple(upsample),
+        upsample=upsample,
         scales=tuple((each.scale, each.value_scale) for each in tail.residuals),
         statistics=bool(before.statistics),
         input_activation=before.activation,
@@ -141,6 +132,25 @@ def _emit(
         shift=before.shift,
     )
     builder.call(kernel, node.output, (before.place, *before.statistics, *residuals), operation)
+
+
+def read_residuals(builder: Builder, tail: Tail) -> tuple[list[Place], tuple[int, ...]]:
+    """Place what an epilogue adds, and give the factor by which each is enlarged while it is read."""
+    places, upsample = list[Place](), list[int]()
+    for each in tail.residuals:
+        waiting = builder.pending.get(each.name)
+        factor = enlargement(waiting) if waiting is not None else 1
+        places.append(builder.place(waiting.inputs[0] if waiting is not None and factor > 1 else each.name))
+        upsample.append(factor)
+    return places, tuple(upsample)
+
+
+def epilogue_of(tail: Tail) -> Epilogue:
+    """Describe a tail to the kernels, without its tensors."""
+    return Epilogue(
+        activation=tail.activation, slope=tail.slope, activation_last=tail.activation_last, low=tail.low,
+        high=tail.high, output_scale=tail.scale, output_shift=tail.shift, shuffle=tail.shuffle,
+    )  # fmt: skip
 
 
 def _enlarged(builder: Builder, head: Conv2d | ConvTranspose2d, name: str) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tilefuse.backends.triton import layers, moves, pointwise
+from tilefuse.backends.triton import chains, layers, moves, pointwise
 from tilefuse.backends.triton.arena import Lifetime, lay_out
 from tilefuse.backends.triton.builder import Builder
 from tilefuse.backends.triton.operations import NormalisePixels, TorchOperation
@@ -43,8 +43,12 @@ def lower(graph: Graph, shapes: Sequence[Shape], dtype: torch.dtype) -> Program:
     builder = Builder(prepared, shapes, dtype, emit)
     norms = pixel_norms(prepared)
     inner = {name for norm in norms.values() for name in norm.inner}
+    found = chains.find_chains(builder)
+    chained = {member.node.output for run in found.values() for member in run}
     for node in prepared.nodes:
-        if node.output in inner:
+        if node.output in found:
+            chains.emit_chain(builder, found[node.output])
+        if node.output in inner or node.output in chained:
             continue
         if node.output in norms and len(builder.shapes[node.output]) == 4:
             source = norms[node.output].source

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tilefuse.backends.triton.places import Operation
 from tilefuse.backends.triton.tables import Tables
+from tilefuse.kernels.chain import Chain, run_chain
 from tilefuse.kernels.convolve import run_layer
 from tilefuse.kernels.elementwise import Step, elementwise
 from tilefuse.kernels.epilogue import Epilogue, Kind, Prologue, Residual
@@ -58,6 +59,27 @@ class Convolve(Operation):
         )
         epilogue = replace(self.epilogue, bias=self.bias, slopes=self.slopes, residuals=residuals)
         run_layer(x, self.layer, prologue=prologue, epilogue=epilogue, out=writes[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Chained(Operation):
+    """A packed chain of layers. Reads x and the residuals; writes scratch, then the result."""
+
+    chain: Chain
+    epilogue: Epilogue
+    bias: Tensor | None = None
+    slopes: Tensor | None = None
+    upsample: tuple[int, ...] = ()
+    scales: tuple[tuple[float, float], ...] = ()
+
+    def run(self, reads: Read, writes: Read) -> None:
+        x, *rest = reads
+        residuals = tuple(
+            Residual(tensor, own, value, factor)
+            for tensor, (own, value), factor in zip(rest, self.scales, self.upsample, strict=True)
+        )
+        epilogue = replace(self.epilogue, bias=self.bias, slopes=self.slopes, residuals=residuals)
+        run_chain(x, self.chain, epilogue=epilogue, out=writes[1], scratch=writes[0])
 
 
 @dataclass(frozen=True, eq=False)

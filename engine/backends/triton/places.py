@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tilefuse.graph import Shape
+from tilefuse.kernels.chain import Chain
 from tilefuse.kernels.layer import Layer
 
 
@@ -125,7 +126,7 @@ def constant_bytes(value: Any) -> int:
     """Bytes of the tensors in an operation, a layer or a tuple of them."""
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
-    if isinstance(value, Layer | Operation):
+    if isinstance(value, Layer | Chain | Operation):
         return sum(constant_bytes(getattr(value, each.name)) for each in fields(cast(Any, value)))
     if isinstance(value, tuple | list):
         return sum(map(constant_bytes, value))
@@ -133,6 +134,6 @@ def constant_bytes(value: Any) -> int:
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, Tensor | Layer):
+    if isinstance(value, Tensor | Layer | Chain):
         return value.to(device)
     return tuple(_moved(each, device) for each in value) if isinstance(value, tuple) else value
