@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tilefuse.errors import UsageError
 from tilefuse.images import FORMATS
+from tilefuse.images.metadata import exif_texts
 from tilefuse.images.outputs import shown
 from tilefuse.job_files import JobFiles
 from tilefuse.planner import Plan
@@ -20,6 +21,8 @@ from tilefuse.streamed_windows import Planes
 
 # Pillow refuses to open more than twice its MAX_IMAGE_PIXELS.
 _PILLOW_LIMIT_PX = 2 * 89_478_485
+# A segment of JPEG, less what libvips adds to the block.
+JPEG_EXIF_BYTES = 65_000
 
 
 @dataclass(frozen=True)
@@ -74,15 +77,30 @@ def result_info(info: RasterInfo, planes: Planes, made: Plan, job: StreamJob) ->
     notes = info.notes
     if job.output.suffix.lower() not in (".tif", ".tiff") and (metadata.geo or metadata.ome):
         notes = (*notes, f"{job.output.suffix} does not keep GeoTIFF or OME metadata; TIFF does")
+    kept, note = kept_exif(metadata.exif, job.output.suffix.lower())
     return replace(
         info,
         height=made.output_height,
         width=made.output_width,
         bands=planes.total_bands,
         alpha="none" if info.alpha == "none" else "straight",
-        metadata=metadata,
-        notes=notes,
+        metadata=replace(metadata, exif=kept),
+        notes=notes if note is None else (*notes, note),
     )
+
+
+def kept_exif(exif: bytes | None, suffix: str) -> tuple[bytes | None, str | None]:
+    """Return the EXIF that a format can keep, and a note on what it can't."""
+    if exif is None:
+        return None, None
+    kind = FORMATS.get(suffix, suffix)
+    if kind == "TIFF" and not exif_texts(exif)[1]:
+        return exif, "of the EXIF, TIFF keeps the texts alone (camera, software, time, people)"
+    if kind == "JPEG" and len(exif) > JPEG_EXIF_BYTES:
+        return None, f"EXIF of {len(exif)} bytes left out: JPEG holds {JPEG_EXIF_BYTES}"
+    if kind not in ("TIFF", "JPEG", "PNG", "WebP"):
+        return None, f"{suffix} does not keep EXIF; TIFF, PNG, JPEG and WebP do"
+    return exif, None
 
 
 def check_result(job: StreamJob, result: RasterInfo, made: Plan) -> None:

@@ -12,6 +12,7 @@ import tilefuse
 from tests.attacks.rasters import write_sparse
 from tilefuse.backends import registry
 from tilefuse.errors import BackendError, CapacityError, ImageError, UsageError
+from tilefuse.images import read_image
 from tilefuse.storage import open_raster
 from tilefuse.storage.base import Metadata
 from tilefuse.storage.flat import FlatRaster
@@ -294,6 +295,49 @@ def test_metadata_travels_and_scales(engine: tilefuse.Engine, tmp_path: Path) ->
         assert file.pages[0].get_resolution("inch") == (1200, 1200)
         assert bytes(found[34675].value) == b"profile"
         assert file.pages[0].photometric == 2
+
+
+def with_exif(path: Path) -> None:
+    """Write a picture stored turned, with texts, an exposure and a place."""
+    exif = Image.Exif()
+    exif[271], exif[274], exif[306], exif[315] = "Maker", 6, "2024:05:06 07:08:09", "Somebody"
+    exif.get_ifd(0x8769).update({33434: 0.01, 36867: "2024:05:06 07:08:09", 40962: 50})
+    exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 12.0, 0.0)})
+    Image.fromarray(noise(size=(40, 50))).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("target", [".tif", ".png", ".jpg", ".webp"])
+@pytest.mark.parametrize("source", [".jpg", ".png", ".webp", ".tif"])
+def test_exif_travels_as_in_memory(engine: tilefuse.Engine, tmp_path: Path, source: str, target: str) -> None:
+    given = tmp_path / f"in{source}"
+    if source == ".tif":
+        tags = [(271, 2, 6, b"Maker\0", True), (274, 3, 1, 6, True), (306, 2, 20, b"2024:05:06 07:08:09\0", True)]
+        tifffile.imwrite(given, noise(size=(40, 50)), tile=(16, 16), photometric="rgb", extratags=tags, metadata=None)
+    else:
+        with_exif(given)
+    held = engine.run_file(given, tmp_path / f"held{target}")
+    streamed = engine.run_file(given, tmp_path / f"streamed{target}", resume=True)
+    expected, found = (read_image(tmp_path / f"{name}{target}") for name in ("held", "streamed"))
+    assert found.pixels.shape == (200, 160, 3)
+    assert b"Maker" in found.exif
+    assert described(found.exif) == described(expected.exif)
+    assert [note for note in streamed.notes if "EXIF" in note] == [note for note in held.notes if "EXIF" in note]
+
+
+def described(block: bytes) -> dict[int, object]:
+    exif = Image.Exif()
+    exif.load(block)
+    # What the standard asks for in every block, which libvips adds.
+    required = {36864, 37121, 40960, 40961}
+    ifds = {ifd: {k: v for k, v in exif.get_ifd(ifd).items() if k not in required} for ifd in (0x8769, 0x8825)}
+    return {tag: value for tag, value in exif.items() if tag not in ifds} | {k: v for k, v in ifds.items() if v}
+
+
+def test_a_raster_keeps_no_exif_and_says_so(engine: tilefuse.Engine, tmp_path: Path) -> None:
+    with_exif(tmp_path / "in.jpg")
+    report = engine.run_file(tmp_path / "in.jpg", tmp_path / "out.npy")
+    assert report.notes == (".npy does not keep EXIF; TIFF, PNG, JPEG and WebP do",)
+    assert np.load(tmp_path / "out.npy").shape == (200, 160, 3)
 
 
 def ground(geo: dict[int, tuple[float, ...]], i: float, j: float) -> tuple[float, float]:

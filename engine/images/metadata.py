@@ -70,6 +70,13 @@ def exif_bytes(image: Image.Image, *, keep_orientation: bool = False) -> tuple[b
         return None, "damaged EXIF left out"
 
 
+def exif_of_block(block: bytes) -> tuple[bytes | None, str | None]:
+    """Return what `exif_bytes` does, of a raw EXIF block, with b"Exif\\0\\0" before it or without."""
+    carrier = Image.new("1", (1, 1))
+    carrier.info["exif"] = block if block.startswith(b"Exif\0\0") else b"Exif\0\0" + block
+    return exif_bytes(carrier)
+
+
 def exif_of_texts(tags: Mapping[int, object]) -> bytes | None:
     """Return an EXIF block of those of a TIFF directory's texts that describe the picture, or None without any."""
     kept = Image.Exif()

@@ -21,12 +21,16 @@ MAX_CHUNK_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Metadata:
-    """What travels with the pixels: ICC profile, dots per inch, GeoTIFF tags, OME-XML."""
+    """What travels with the pixels: ICC profile, dots per inch, GeoTIFF tags, OME-XML, EXIF.
+
+    `exif` is a little-endian block (it starts with b"Exif\\0\\0II") without orientation: the samples are upright.
+    """
 
     icc: bytes | None = None
     dpi: tuple[float, float] | None = None
     geo: tuple[Tag, ...] = ()
     ome: str | None = None
+    exif: bytes | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
+from tilefuse.images.metadata import exif_of_texts
 from tilefuse.storage.base import Metadata, Tag
 
 _PIXEL_SCALE, _TIE_POINT, _MATRIX, _KEYS, _DOUBLES, _ASCII = 33550, 33922, 34264, 34735, 34736, 34737
@@ -36,7 +37,8 @@ def read_metadata(page: Any, ome: str | None) -> Metadata:
         if tag is not None:
             value = tag.value if isinstance(tag.value, tuple) else (tag.value,)
             geo.append((number, int(tag.dtype), value))
-    return Metadata(bytes(icc.value) if icc is not None else None, dpi, tuple(geo), ome)
+    exif = exif_of_texts({tag.code: tag.value for tag in page.tags})
+    return Metadata(bytes(icc.value) if icc is not None else None, dpi, tuple(geo), ome, exif)
 
 
 def scaled(metadata: Metadata, scale: Fraction) -> Metadata:

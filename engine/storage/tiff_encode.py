@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tilefuse.images.metadata import exif_texts
 from tilefuse.storage.base import Array, RasterInfo
 from tilefuse.storage.flat import FlatRaster, disk_errors
 from tilefuse.storage.pyramid import level_count, levels
@@ -22,6 +23,7 @@ _CODECS: dict[str, tuple[str | None, dict[str, int] | None]] = {
     "none": (None, None),
 }
 COMPRESSIONS = tuple(_CODECS)
+_DESCRIPTION, _ASCII = 270, 2
 
 
 class CancelledError(Exception):
@@ -62,7 +64,12 @@ def encode_tiff(
         (number, kind, len(value[0]) + 1 if isinstance(value[0], str) else len(value), _plain(value), True)
         for number, kind, value in metadata.geo
     ]
-    options["extratags"] = [*((*tag, True) for tag in options.get("extratags", [])), *geo]
+    texts = {} if metadata.exif is None else exif_texts(metadata.exif)[0]
+    if metadata.ome:
+        # A description of its own, where OME keeps its header.
+        texts.pop(_DESCRIPTION, None)
+    exif = [(number, _ASCII, len(text), text, True) for number, text in texts.items()]
+    options["extratags"] = [*((*tag, True) for tag in options.get("extratags", [])), *geo, *exif]
     layout: dict[str, Any] = {
         "dtype": info.dtype,
         "tile": (TILE_PX, TILE_PX),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tilefuse.errors import CapacityError, ImageError, UsageError
+from tilefuse.images.metadata import exif_of_block
 from tilefuse.machine import format_bytes
 from tilefuse.storage.base import Alpha, Array, Metadata, RasterInfo, RasterReader
 from tilefuse.storage.oriented import Upright
@@ -93,9 +94,11 @@ def _info(image: Any, notes: tuple[str, ...]) -> RasterInfo:
     known = _field(image, "resolution-unit", None) is not None and image.xres > 1 / _MM_PER_INCH
     dpi = (image.xres * _MM_PER_INCH, image.yres * _MM_PER_INCH) if known else None
     icc = _field(image, "icc-profile-data", None)
-    if _field(image, "exif-data", None) is not None:
-        notes = (*notes, "EXIF is not carried over by a streamed job")
-    metadata = Metadata(None if icc is None else bytes(icc), dpi)
+    block = _field(image, "exif-data", None)
+    exif, damaged = (None, None) if block is None else exif_of_block(bytes(block))
+    if damaged is not None:
+        notes = (*notes, damaged)
+    metadata = Metadata(None if icc is None else bytes(icc), dpi, exif=exif)
     return RasterInfo(
         image.height, image.width, image.bands, np.dtype(_FORMATS[image.format]), alpha, None, metadata, notes
     )

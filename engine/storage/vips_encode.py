@@ -56,7 +56,8 @@ def encode_deep_zoom(raster: FlatRaster, info: RasterInfo, target: Path, cancell
     def save(image: Any) -> None:
         image.dzsave(base, suffix=".png[compression=1]", tile_size=_DEEP_ZOOM_TILE_PX, overlap=1)
 
-    _save(save, raster, info, 8, cancelled)
+    # Each tile would hold it.
+    _save(save, raster, info, 8, cancelled, with_exif=False)
 
 
 def check_webp_memory(info: RasterInfo, memory: int) -> None:
@@ -77,6 +78,7 @@ def _save(
     cancelled: Cancelled,
     *,
     with_alpha: bool | None = None,
+    with_exif: bool = True,
 ) -> None:
     """Run an encoder on the raster as an image of 8 or 16 bits with metadata; without its alpha it lies on white."""
     with_alpha = info.alpha != "none" if with_alpha is None else with_alpha
@@ -103,7 +105,11 @@ def _save(
     source = pyvips.SourceCustom()
     source.on_read(read)
     try:
-        save(_described(pyvips, pyvips.Image.pngload_source(source, access="sequential", unlimited=True), info))
+        save(
+            _described(
+                pyvips, pyvips.Image.pngload_source(source, access="sequential", unlimited=True), info, with_exif
+            )
+        )
     except pyvips.Error as error:
         if errors:
             raise errors[0] from error
@@ -117,12 +123,14 @@ def _save(
         raise UsageError(f"the result can't be encoded ({reason}); choose another format") from error
 
 
-def _described(pyvips: Any, image: Any, info: RasterInfo) -> Any:
+def _described(pyvips: Any, image: Any, info: RasterInfo, with_exif: bool) -> Any:
     metadata = info.metadata
     if metadata.dpi is not None:
         image = image.copy(xres=metadata.dpi[0] / _MM_PER_INCH, yres=metadata.dpi[1] / _MM_PER_INCH)
     if metadata.icc is not None:
         image.set_type(pyvips.GValue.blob_type, "icc-profile-data", metadata.icc)
+    if with_exif and metadata.exif is not None:
+        image.set_type(pyvips.GValue.blob_type, "exif-data", metadata.exif)
     return image
 
 
