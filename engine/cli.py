@@ -184,6 +184,7 @@ def doctor(as_json: bool) -> None:
 @click.option("--steps", type=click.IntRange(min=1), default=None, help="Steps; the recipe's own by default.")
 @click.option("--seed", default=0, show_default=True, help="Seed of pictures, crops and weights.")
 @click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
+@click.option("--loss", default=None, help="Of a GAN: minimax, non_saturating, hinge or wasserstein.")
 @click.option("--evaluate", default=None, metavar="MODEL", help="Measure a bundled model, a checkpoint, or all.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line a step, or a model.")
 def train(
@@ -193,6 +194,7 @@ def train(
     steps: int | None,
     seed: int,
     resume: bool,
+    loss: str | None,
     evaluate: str | None,
     as_json: bool,
 ) -> None:
@@ -208,7 +210,7 @@ def train(
         raise UsageError("name a recipe and the checkpoint to write: tilefuse train RECIPE -o model.safetensors")
     from tilefuse.commands.train import train_recipe
 
-    train_recipe(recipe, output, device=device, steps=steps, seed=seed, resume=resume, as_json=as_json)
+    train_recipe(recipe, output, device=device, steps=steps, seed=seed, resume=resume, loss=loss, as_json=as_json)
 
 
 @cli.command()

@@ -14,15 +14,23 @@ from tilefuse.export.recipes import Report, StepRecord, TrainingReport, train, t
 
 
 def train_recipe(
-    recipe: str, output: Path, *, device: str, steps: int | None, seed: int, resume: bool, as_json: bool
+    recipe: str,
+    output: Path,
+    *,
+    device: str,
+    steps: int | None,
+    seed: int,
+    resume: bool,
+    loss: str | None,
+    as_json: bool,
 ) -> None:
     """Train, showing losses and validation; as JSON, a line a step and the scores as the last."""
     if as_json:
-        report = train(recipe, output, device=device, steps=steps, seed=seed, resume=resume, on_step=_echo)
+        report = train(recipe, output, device=device, steps=steps, seed=seed, resume=resume, loss=loss, on_step=_echo)
         click.echo(json.dumps({"output": str(output), **_scores(report)}))
         return
     with training_progress() as on_step:
-        report = train(recipe, output, device=device, steps=steps, seed=seed, resume=resume, on_step=on_step)
+        report = train(recipe, output, device=device, steps=steps, seed=seed, resume=resume, loss=loss, on_step=on_step)
     Console().print(_table(report))
     click.echo(f"{output}: {report.parameters} parameters, {report.steps} steps in {report.seconds:.0f} s")
 

@@ -10,10 +10,12 @@ import torch
 
 from tilefuse.errors import UsageError
 from tilefuse.export.recipes.latent_recipes import LATENT_RECIPES
+from tilefuse.export.recipes.options import training_device, with_loss
 from tilefuse.export.recipes.picture_recipes import PICTURE_RECIPES
 from tilefuse.export.recipes.registry import RECIPES
 from tilefuse.export.recipes.style_recipes import STYLE_RECIPES
 from tilefuse.export.recipes.training import train_recipe
+from tilefuse.images import check_writable
 
 
 class StepRecord(Protocol):
@@ -102,20 +104,30 @@ def train(
     resume: bool = False,
     on_step: Callable[[StepRecord], None] | None = None,
     json_log: str | os.PathLike[str] | None = None,
+    loss: str | None = None,
 ) -> Report:
     """Trains the recipe `name` and writes weights with metadata to `output` (safetensors).
 
     A run keeps its state beside the output, in `<output>.resume`; `resume=True` goes on from there and ends with the
     weights that the undisturbed run would have had. `steps` replaces the recipe's own number. `on_step` is called after
     each step, and `json_log` gets one JSON line a step. With one processor and one thread count the same seed gives the
-    same weights. Raises UsageError for an unknown recipe or no steps, ModelError without the packages the data come
-    from or when the state belongs to another run.
+    same weights. `loss` replaces the loss between generator and discriminator: minimax, non_saturating, hinge, or
+    wasserstein with its gradient penalty.
+
+    Raises UsageError for an unknown recipe, device or loss, no steps, or an output that can't be written; DeviceError
+    for a device that is not there; ModelError without the packages the data come from, where these are damaged, or when
+    the state belongs to another run.
     """
     if name not in RUNS:
         raise UsageError(f"no recipe is called {name!r}; the recipes are {', '.join(names())}")
-    return RUNS[name](
+    run = with_loss(name, loss).run if loss is not None else RUNS[name]
+    place = training_device(device)
+    for path in (output, json_log):
+        if path is not None:
+            check_writable(path, overwrite=True)
+    return run(
         Path(output),
-        device=torch.device(device),
+        device=place,
         steps=steps,
         seed=seed,
         resume=resume,

@@ -1,5 +1,6 @@
 """Scikit-learn's handwritten digits, enlarged to 28x28, with a part held out."""
 
+import zlib
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -61,7 +62,12 @@ def _read() -> NDArray[np.float64]:
     path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if not path.is_file():
         raise ModelError("the installed scikit-learn lacks datasets/data/digits.csv.gz; pip install tilefuse[train]")
-    table = np.loadtxt(path, delimiter=",")
+    try:
+        table = np.loadtxt(path, delimiter=",", ndmin=2)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ModelError(
+            f"scikit-learn's digits.csv.gz can't be read ({error}); pip install --force-reinstall scikit-learn"
+        ) from error
     if table.shape != (1797, 65):
         raise ModelError(f"scikit-learn's digits.csv.gz is a table of {table.shape}, expected (1797, 65)")
     return table

@@ -49,9 +49,14 @@ def _read(name: str) -> NDArray[np.uint8]:
     path = Path(spec.origin).parent / "data" / name
     if not path.is_file():
         raise ModelError(f"the installed scikit-image lacks data/{name}; pip install --upgrade tilefuse[train]")
-    with Image.open(path) as image:
-        if image.mode == "RGBA":
-            flat = Image.new("RGBA", image.size, (255, 255, 255, 255))
-            flat.alpha_composite(image)
-            return np.asarray(flat.convert("RGB"))
-        return np.asarray(image.convert("RGB"))
+    try:
+        with Image.open(path) as image:
+            if image.mode == "RGBA":
+                flat = Image.new("RGBA", image.size, (255, 255, 255, 255))
+                flat.alpha_composite(image)
+                return np.asarray(flat.convert("RGB"))
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:  # Pillow raises the latter for a broken PNG
+        raise ModelError(
+            f"scikit-image's data/{name} can't be read ({error}); pip install --force-reinstall scikit-image"
+        ) from error
