@@ -122,18 +122,21 @@ def test_the_repository_has_no_record_of_a_dry_run() -> None:
 
 
 def test_every_step_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = replace(gpu.DRY, nets=TINY[:1], networks=("head",), check_size=(5, 6), kernel_size=(2, 3))
+    one = replace(gpu.DRY, nets=TINY[:1], networks=("head",), check_size=(7, 8), kernel_size=(2, 3))
     heads = tuple(case for case in gpu_kernels.CASES if case.network == "head" and case.outputs == 1)
     monkeypatch.setattr(gpu_kernels, "CASES", heads)
     monkeypatch.setattr(gpu_kernels, "CUT", (2, 2))
     monkeypatch.setattr(gpu, "DRY", one)
     monkeypatch.setattr(gpu, "plain_subjects", lambda: plain_subjects()[:1])
     path = tmp_path / "dry.json"
-    assert gpu.main(["--dry-run", "--json", str(path)]) == 0
+    # Not the default budget: a slow machine would leave no time for torch.compile, whose reason is looked at below.
+    assert gpu.main(["--dry-run", "--json", str(path), "--budget", "100000"]) == 0
     found = json.loads(path.read_text())
     check_record(found)
     assert found["dry_run"]
-    assert [check["passed"] for check in found["checks"]] == [True, True]
+    assert [check["passed"] for check in found["checks"]] == [True, True, True]
+    assert [check["kernel"].split()[1] for check in found["checks"]] == ["conv", "chain", "gate"]
+    assert "ring kernel: not checked and not timed, Triton's interpreter has no Gluon" in found["notes"]
     assert found["kernels"][0]["bound_by"] in ("memory", "matrix")
     (row,) = found["networks"]
     assert row["check"]["tiled_equal"] is True
@@ -144,7 +147,8 @@ def test_every_step_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     added = json.loads(path.read_text())
     assert [each["network"] for each in added["networks"]] == ["ESPCN tiny", "Other"]
     assert added["checks"] == found["checks"]
-    assert added["notes"] == ["ESPCN tiny: torch.compile was not measured, no time was left"]
+    assert "ESPCN tiny: torch.compile was not measured, no time was left" in added["notes"]
+    assert len(set(added["notes"])) == len(added["notes"])
 
 
 def test_a_wrong_kernel_is_red(monkeypatch: pytest.MonkeyPatch) -> None:

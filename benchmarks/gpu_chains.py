@@ -1,0 +1,133 @@
+"""Chains of layers in one launch, and the ring kernel beside the tiles it would replace: subjects of the GPU check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_plain import Images
+from tilefuse.kernels.chain import pack_chain, run_chain
+from tilefuse.kernels.chain_cases import CASES, ChainCase
+from tilefuse.kernels.conv2d import conv2d_ref
+from tilefuse.kernels.conv2d_ring import run_ring
+from tilefuse.kernels.conv_transpose2d import conv_transpose2d_ref
+from tilefuse.kernels.convolve import run_layer
+from tilefuse.kernels.epilogue import Epilogue, Residual
+from tilefuse.kernels.layer import pack_conv2d
+from tilefuse.kernels.ring_config import CHANNELS, KINDS, ring_missing
+from tilefuse.kernels.toolchain import target
+
+
+@dataclass(frozen=True, eq=False)
+class Sequence:
+    """Layers that run as one; see `Subject` in gpu_kernels. `products` and `weights` are a pixel's and the bytes'."""
+
+    name: str
+    channels: int
+    run: Images
+    reference: Images
+    products: int
+    weight_bytes: int
+    ratio: Fraction | None = Fraction(1)
+    margin: int = 4
+    outputs: int = 0
+    upsample: tuple[int, ...] = ()
+    pixels: torch.dtype | None = None
+    size: tuple[int, int] = (540, 960)
+
+    def inputs(self, height: int, width: int, dtype: torch.dtype, device: str) -> tuple[Tensor, list[Tensor]]:
+        """Draw an image, and what the last layer adds."""
+        shape = (1, height, width, self.channels)
+        if self.pixels is not None:
+            x = torch.randint(0, 256, shape, device=device, dtype=torch.uint8)
+        else:
+            x = torch.randn(shape, device=device).to(dtype)
+        added = [torch.randn(1, height, width, self.outputs, device=device).to(dtype) for _ in self.upsample]
+        return x, added
+
+    def traffic(self, x: Tensor, residuals: list[Tensor], out: Tensor) -> tuple[int, int]:
+        """Bytes of the image, what is added and the result: a chain has no others; and operations, two a product."""
+        moved = sum(tensor.numel() * tensor.element_size() for tensor in (x, *residuals, out))
+        return moved + self.weight_bytes, 2 * self.products * x.shape[1] * x.shape[2]
+
+
+def chain_subjects(dtype: torch.dtype, device: str, *, networks: tuple[str, ...] = ()) -> list[Sequence]:
+    """Give the chains of the zoo with random weights, or those of some networks."""
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=generator)
+    return [_chained(case, dtype, device, draw) for case in CASES if not networks or case.network in networks]
+
+
+def ring_subjects(dtype: torch.dtype, device: str) -> list[Sequence]:
+    """Give the ring kernel's layers, each followed by the same layer by TMA tiles; none where it can't run."""
+    if ring_absent(dtype, device) is not None:
+        return []
+    generator = torch.Generator().manual_seed(0)
+    draw, found = partial(torch.randn, generator=generator), list[Sequence]()
+    for kind in KINDS:
+        weight = (draw(CHANNELS, CHANNELS, 3, 3) / (9 * CHANNELS) ** 0.5).to(device, dtype)
+        bias, slopes = (draw(CHANNELS).to(device) * factor for factor in (0.1, 0.2))
+        epilogue = Epilogue(bias=bias, activation=kind, slope=0.2, slopes=slopes if kind == "prelu" else None)
+        layer = pack_conv2d(weight, padding=(1, 1, 1, 1))
+        runs: tuple[tuple[str, Callable[..., Tensor]], ...] = (("ring", run_ring), ("ring by TMA", run_layer))
+        for name, run in runs:
+            found.append(
+                Sequence(
+                    f"{name} {CHANNELS}->{CHANNELS} 3x3 {kind}", CHANNELS,
+                    lambda x, _, run=run, layer=layer, epilogue=epilogue: run(x, layer, epilogue=epilogue),
+                    lambda x, _, w=weight, e=epilogue: conv2d_ref(x, w, padding=(1, 1, 1, 1), epilogue=e),
+                    9 * CHANNELS**2, weight.numel() * weight.element_size(),
+                )
+            )  # fmt: skip
+    return found
+
+
+def ring_absent(dtype: torch.dtype, device: str) -> str | None:
+    """Give the reason why the ring kernel is not measured, or None."""
+    return "it computes halves" if dtype == torch.float32 else ring_missing(target(device))
+
+
+def _chained(case: ChainCase, dtype: torch.dtype, device: str, draw: Callable[..., Tensor]) -> Sequence:
+    *inner, last = shapes = case.shapes()
+    fans = [shape[0 if case.transposed and shape is last else 1] * shape[2] * shape[3] for shape in shapes]
+    weights = [(draw(*shape) / fan**0.5).to(device, dtype) for shape, fan in zip(shapes, fans, strict=True)]
+    biases, slopes = ([(draw(shape[0]) * size).to(device) for shape in inner] for size in (0.1, 0.2))
+    parts, end = case.pack(weights, biases, slopes)
+    chain, bias = pack_chain(parts, end), (draw(end.channels) * 0.1).to(device)
+    bytes_out = case.out == torch.uint8
+
+    def epilogue(residuals: list[Tensor]) -> Epilogue:
+        return Epilogue(
+            bias=bias, activation=case.activation, shuffle=case.shuffle, out_dtype=case.out,
+            residuals=tuple(Residual(tensor, 1.0, 0.2, case.residual) for tensor in residuals),
+            output_scale=255.0 if bytes_out else 1.0,
+        )  # fmt: skip
+
+    def reference(x: Tensor, residuals: list[Tensor]) -> Tensor:
+        value = x
+        for part, weight in zip(parts, weights, strict=False):
+            stage = Epilogue(bias=part.bias, activation=part.activation, slope=part.slope, slopes=part.slopes)
+            value = conv2d_ref(value, weight, padding=(weight.shape[2] // 2,) * 4, epilogue=stage)
+        edges = (case.kernel // 2,) * 4
+        if not case.transposed:
+            return conv2d_ref(value, weights[-1], padding=edges, epilogue=epilogue(residuals))
+        stride = (case.transposed, case.transposed)
+        return conv_transpose2d_ref(
+            value, weights[-1], stride=stride, padding=edges, output_padding=case.extra, epilogue=epilogue(residuals)
+        )  # fmt: skip
+
+    widths = "->".join(map(str, (case.inputs, *(stage.outputs for stage in case.stages), case.outputs)))
+    extras = f"x{max(case.shuffle, case.transposed)}{' +1' if case.residual else ''}{' bytes' if case.x else ''}"
+    scale = max(case.shuffle, case.transposed, 1)
+    return Sequence(
+        f"{case.network} chain {widths} {extras}{' to bytes' if bytes_out else ''}", case.inputs,
+        lambda x, r: run_chain(x, chain, epilogue=epilogue(r)), reference,
+        sum(weight.numel() for weight in weights), chain.weight.numel() * chain.weight.element_size(), Fraction(scale),
+        scale * sum(shape[2] // 2 + 1 for shape in shapes), end.outputs, (case.residual,) if case.residual else (),
+        case.x,
+    )  # fmt: skip
