@@ -125,7 +125,9 @@ def test_int8_is_quantised_and_near(pictures: Path, tmp_path: Path) -> None:
     assert 38 <= report.psnr_db < 80
     assert session(report.path).run(None, {"image": np.zeros((1, 3, 5, 7), np.float32)})[0].shape == (1, 3, 10, 14)
     assert report.inputs["image"] == ("batch", 3, "height", "width")
-    assert tilefuse.load(report.path)(np.zeros((5, 7, 3), np.uint8)).shape == (10, 14, 3)
+    again = tilefuse.load(report.path)
+    assert again(np.zeros((5, 7, 3), np.uint8)).shape == (10, 14, 3)
+    assert (again.footprint.halo, again.footprint.global_ops) == (4, ())
 
 
 def test_int8_that_loses_too_much_is_refused(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ last digit from one tile to another, and the next rounding would turn that into 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -128,9 +130,9 @@ def _whole_bias(bias: tuple[Value, ...], scale: Numbers) -> NDArray[np.int64] | 
     return levels if same and levels.ndim == 1 else None
 
 
-def _parameters(call: Call) -> tuple[Numbers, NDArray[np.int64]]:
+def _parameters(call: Call) -> tuple[Numbers, NDArray[Any]]:
     scale = call.constant(1, "the scale")
-    zero = call.constant(2, "the zero point") if call.has(2) else np.zeros(1, np.uint8)
+    zero: NDArray[Any] = call.constant(2, "the zero point") if call.has(2) else np.zeros(1, np.uint8)
     if zero.dtype.name not in STORED:
         raise call.refuse(f"a zero point of type {zero.dtype.name} is not supported; {', '.join(sorted(STORED))} are")
     if scale.dtype.kind != "f" or scale.size < 1 or zero.size not in (1, scale.size):
