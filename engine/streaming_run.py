@@ -40,6 +40,7 @@ from tilefuse.streamed_job import (
     interpreted,
     result_info,
     result_notes,
+    with_growth,
 )
 from tilefuse.streamed_windows import Planes, RasterPixels, RasterWindows, split_bands
 from tilefuse.tiling import Grid
@@ -131,7 +132,7 @@ def run_streamed(
                 (len(planes.groups), info.height, info.width),
                 cache_bytes + min(_ENCODER_BYTES, request.memory // 4),
                 request,
-                serving,
+                with_growth(serving),
                 held,
             ),
             lambda serving, window: _compiled(network, serving, planes, info, window, serving.precision),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from PIL import Image
 import tilefuse
 from tests.attacks.rasters import write_sparse
 from tilefuse.errors import CapacityError, UsageError
+from tilefuse.planner import Plan
 from tilefuse.storage.vips_encode import check_webp_memory
 
 pytestmark = pytest.mark.thorough
@@ -86,6 +89,58 @@ def test_webp_says_what_its_encoder_holds() -> None:
         check_webp_memory(info, 512 * MIB)
 
 
+def test_the_estimate_of_ncnn_is_what_it_was_seen_to_take(tmp_path: Path) -> None:
+    pytest.importorskip("ncnn")
+    write_sparse(tmp_path / "in.tif", 5000, 6000)
+    plans: list[Plan] = []
+
+    def stop(plan: Plan) -> None:
+        plans.append(plan)
+        raise UsageError("planned")
+
+    for backend in ("ncnn", "torch_eager"):
+        engine = tilefuse.load("espcn-x4", memory="768MiB", backend=backend, tile=192, measure_seconds=0)
+        with pytest.raises(UsageError, match="planned"):
+            engine.run_file(tmp_path / "in.tif", tmp_path / "out.npy", on_plan=stop)
+    # 305 MiB were measured of the whole process for an RGB image in such windows; this one is gray.
+    assert plans[0].peak_bytes >= 280 * MIB
+    assert plans[1].peak_bytes < plans[0].peak_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_full_file_system_is_5_and_goes_on_once_there_is_space(tmp_path: Path) -> None:
+    """A file system in memory of 6 MiB, most of it taken by something else while the job runs."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mounting, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        source, reference, output = tmp_path / "in.npy", tmp_path / "reference.tif", disk / "out.tif"
+        np.save(source, np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8))
+        engine = tilefuse.load("espcn-x4", tile=32, backend="torch_eager", measure_seconds=0)
+        total = engine.run_file(source, reference).windows
+
+        def fill(done: int, _: int) -> None:
+            if done == 10:
+                with contextlib.suppress(OSError), open(disk / "others", "wb", buffering=0) as others:
+                    while True:
+                        others.write(bytes(4096))
+
+        with pytest.raises(CapacityError, match=r"no space left .* --resume") as raised:
+            engine.run_file(source, output, progress=fill)
+        assert raised.value.exit_code == 5
+        assert not output.exists()
+        (disk / "others").unlink()
+        report = engine.run_file(source, output, resume=True)
+        assert 9 <= report.resumed < total
+        assert output.read_bytes() == reference.read_bytes()
+        assert [path.name for path in disk.iterdir()] == ["out.tif"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_6000x5000_under_768_mib(tmp_path: Path) -> None:
@@ -95,4 +150,5 @@ def test_6000x5000_under_768_mib(tmp_path: Path) -> None:
     os.sync()
     found = measured("job", tmp_path / "in.tif", tmp_path / "out.npy", "768MiB", "none")
     assert found["growth_bytes"] <= 768 * MIB
+    assert found["growth_bytes"] <= 1.1 * found["estimated_bytes"]
     print(f"end to end {found['seconds'] / found['compute_seconds']:.3f} of pure compute")

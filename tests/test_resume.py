@@ -70,12 +70,13 @@ def interrupted(engine: tilefuse.Engine, source: Path, output: Path, windows: in
 SLOW = [pytest.param(suffix, marks=pytest.mark.slow) for suffix in (".npy", ".zarr")]
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("suffix", [".tif", *SLOW])
 def test_killed_at_every_stage_and_at_random(tmp_path: Path, suffix: str, request: pytest.FixtureRequest) -> None:
     trials = 30 if request.config.getoption("-m") != "not slow" else 5
     command = [sys.executable, "-m", "tests.killing", tmp_path, suffix, str(trials)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=280)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=1500)
     results = [json.loads(line) for line in done.stdout.splitlines()]
     print(done.stdout, done.stderr)
     assert len(results) == 7 + trials
