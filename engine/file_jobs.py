@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -155,11 +155,15 @@ def _run_streamed(
 
 
 def _servings(engine: Engine, info: RasterInfo, begun: Header | None) -> tuple[Serving, ...]:
-    """Choose who may serve a raster; a job that is gone on with stays with who began it, where that may still serve."""
+    """Choose who may serve a raster; a job that is gone on with stays with who began it, where that may still serve.
+
+    A streamed job is journaled window by window, and runs them one by one.
+    """
     dtype = info.dtype.name if info.value_range is None and info.dtype.kind == "u" else "float32"
     subject = Subject(1, info.height, info.width, dtype)
     if begun is None:
-        return engine.choices.settle(subject).servings
-    servings = (*engine.choices.look(subject).servings, *engine.candidates)
+        return tuple(replace(serving, batch=1) for serving in engine.choices.settle(subject).servings)
+    known = (*engine.choices.look(subject).servings, *engine.candidates)
+    servings = tuple(replace(serving, batch=1) for serving in known)
     backend, precision = begun.get("backend", "").partition(" ")[0], begun.get("precision")
     return tuple(s for s in servings if (s.backend, s.precision) == (backend, precision))[:1] or servings

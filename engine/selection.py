@@ -7,10 +7,11 @@ images of one kind are always computed in one way, whichever thread asks first.
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
+import sys
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Lock
 
@@ -212,13 +213,15 @@ def _noted(servings: tuple[Serving, ...], note: str) -> tuple[Serving, ...]:
 def _versions() -> tuple[tuple[str, str], ...]:
     from tilefuse import __version__
 
-    found = [("tilefuse", __version__)]
-    for name in _LIBRARIES:
-        try:
-            found.append((name, version(name)))
-        except PackageNotFoundError:
-            continue
-    return tuple(found)
+    installed: dict[str, str] = {}
+    for folder in sys.path:
+        # The names that installers give these folders say it; importlib.metadata parses files, for ten times as long.
+        for entry in os.listdir(folder or ".") if os.path.isdir(folder or ".") else ():
+            stem, _, kind = entry.rpartition(".")
+            if kind in ("dist-info", "egg-info"):
+                name, _, number = stem.partition("-")
+                installed.setdefault(name.replace("_", "-").lower(), number)
+    return (("tilefuse", __version__), *((name, installed[name]) for name in _LIBRARIES if name in installed))
 
 
 @cache

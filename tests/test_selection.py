@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -293,6 +295,18 @@ def test_a_changed_machine_is_measured_anew(
     assert tilefuse.load(module, cache_dir=tmp_path).plan(40, 60).tile == 16
     monkeypatch.setattr(selection, changed, lambda *_: (("torch", "new"),) if changed == "_versions" else 77)
     assert tilefuse.load(module, cache_dir=tmp_path).plan(40, 60).tile == 0
+
+
+def test_the_versions_are_those_that_are_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = dict(selection._versions())
+    assert found["tilefuse"] == tilefuse.__version__
+    for name in set(selection._LIBRARIES) & {*found}:
+        assert found[name] == version(name)
+    assert "torch" in found
+    # The first folder of the path wins, as it does for an import.
+    (tmp_path / "onnxruntime_gpu-9.9.dist-info").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "none"), str(tmp_path)])
+    assert dict(selection._versions.__wrapped__()) == {"tilefuse": tilefuse.__version__, "onnxruntime-gpu": "9.9"}
 
 
 def test_a_choice_does_not_change_under_way(module: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
