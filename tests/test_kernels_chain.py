@@ -8,13 +8,17 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from tests.conv_kernels import DEVICE, assert_near, draw, weight
+from tilefuse.backends.triton.lowering import lower
+from tilefuse.capture import from_module
 from tilefuse.errors import BackendError
+from tilefuse.export.generators.espcn import ESPCN
+from tilefuse.export.generators.fsrcnn import FSRCNN
 from tilefuse.kernels import chain_config
-from tilefuse.kernels.chain import Chain, Inner, pack_chain, plan_launch, run_chain, run_chain_ref, scratch_elements
+from tilefuse.kernels.chain import Inner, pack_chain, run_chain, run_chain_ref, scratch_elements
 from tilefuse.kernels.chain_cases import CASES
 from tilefuse.kernels.chain_config import MOST_SCRATCH_BYTES, PROGRAMS, Link, pays, pick_config
 from tilefuse.kernels.conv2d import conv2d_ref
@@ -221,15 +225,30 @@ def test_scratch_is_bounded_and_does_not_grow_with_the_image(monkeypatch: pytest
         assert scratch_elements(chain, (1, 1, 1, 3)) == config.scratch
 
 
-def large(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
+def test_places_past_two_to_the_31_are_addressed() -> None:
+    """Three images 2³⁰ and more bytes apart: address space, of which a few pages are ever touched."""
+    inner, last = espcn(HALF)
+    chain, step = pack_chain(inner, last), 2**30 + 64
+    far_in, far_out = (torch.empty(2 * step + 4096, dtype=BYTES, device=DEVICE) for _ in range(2))
+    x, out = far_in.as_strided((3, 2, 2, 3), (step, 6, 3, 1)), far_out.as_strided((3, 4, 4, 3), (step, 12, 3, 1))
+    near = draw(3, 2, 2, 3, dtype=BYTES)
+    x.copy_(near)
+    epilogue = Epilogue(shuffle=2, output_scale=90.0, output_shift=100.0, out_dtype=BYTES)
+    run_chain(x, chain, epilogue=epilogue, out=out)
+    assert torch.equal(out, run_chain(near, chain, epilogue=epilogue))
+    assert out.float().std() > 10
 
 
-def test_addresses_past_two_to_the_31_are_passed_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row of 2^31 elements and more: strides go to the kernel whole, which multiplies them in 64 bits."""
+@pytest.mark.thorough
+@pytest.mark.parametrize("net", [ESPCN(2), ESPCN(4, residual=True), FSRCNN(3)], ids=["espcn", "residual", "fsrcnn"])
+def test_what_the_lowering_joins_is_what_the_gate_compiles(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A published network in half precision is one launch, whose configuration the gate knows; in single it is not."""
     monkeypatch.undo()
-    chain = CASES[0].chain(HALF)
-    x = large((1, 3, 2**20, 3), HALF).as_strided((1, 3, 4, 3), (2**33, 2**31 + 16, 3, 1))
-    assert isinstance(chain, Chain)
-    launch = plan_launch(x, chain, Epilogue(shuffle=2), large((1, 6, 8, 3), HALF), large((1,), HALF), capability=90)
-    assert launch.arguments["xh"] == 2**31 + 16
+    shape = (1, 1 if isinstance(net, FSRCNN) else 3, 32, 32)
+    with torch.no_grad():
+        graph = from_module(net.eval(), torch.rand(shape))
+    (call,) = lower(graph, [shape], HALF).calls
+    assert call.kernel == "chain"
+    compiled = {str(pick_config(case.chain(HALF).links, HALF)) for case in CASES}
+    assert str(pick_config(call.operation.chain.links, HALF)) in compiled  # type: ignore[attr-defined]
+    assert "chain" not in [call.kernel for call in lower(graph, [shape], FULL).calls]
