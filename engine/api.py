@@ -39,8 +39,9 @@ from tilefuse.measurement import Subject
 from tilefuse.model import Model
 from tilefuse.options import MEASURE_SECONDS, Options
 from tilefuse.picture_windows import run_windows, runner_of
-from tilefuse.planner import Plan, Request, Serving, plan
+from tilefuse.planner import Plan, Request, Serving
 from tilefuse.reconstruction import reconstruct
+from tilefuse.row_planner import plan_picture
 from tilefuse.selection import Choices
 from tilefuse.serving import choose
 from tilefuse.sessions import SessionCache
@@ -263,6 +264,8 @@ class Engine(Embedded):
             with_reasons = replace(serving, why=(*serving.why, *failed))
             made, grid = self._plan(picture.height, picture.width, depth, picture.pixels.dtype, with_reasons)
             jobs = picture_jobs(picture, self.model.image_channels, grid.output, holes)
+            if made.rows:
+                return made, grid, serving, jobs
             try:
                 runner_of(self, jobs[0], grid.window, serving, serving.precision, made.batch)
             except BackendError as error:
@@ -278,7 +281,7 @@ class Engine(Embedded):
         out_h, out_w = self.footprint.output_size(height, width)
         image_bytes = (height * width + out_h * out_w) * depth * dtype.itemsize
         size = (self._subject(height, width, depth, dtype.name).images, height, width)
-        return plan(self.model, size, image_bytes, self.request(), serving)
+        return plan_picture(self.model, size, image_bytes, self.request(), serving)
 
     def _subject(self, height: int, width: int, depth: int, dtype: str) -> Subject:
         self.model.geometry()
@@ -339,7 +342,7 @@ def load(
         precision: auto, fp32, bf16 or fp16.
         tile: auto, 0 for the whole image, or the edge of a tile in input pixels.
         halo: exact, or a number of input pixels (the result may then be approximate).
-        schedule: auto, whole or windows.
+        schedule: auto, whole, windows or rows (see `tilefuse.streaming`).
         memory: budget in bytes or as "2GiB"; half of the free RAM, or 80 % of a GPU's free memory, when None.
         cache_dir: where measured choices are kept; the user's cache when None (or TILEFUSE_CACHE_DIR).
         measure_seconds: how long choosing may measure before a job that is large enough to repay it; 0 for never.

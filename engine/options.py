@@ -58,8 +58,8 @@ class Options:
             raise UsageError(f"device: {device!r} is none; give auto, cpu, cuda or cuda:N")
         if precision not in ("auto", "fp32", "bf16", "fp16"):
             raise UsageError(f"precision: {precision!r} is none; give auto, fp32, bf16 or fp16")
-        if schedule not in ("auto", "whole", "windows"):
-            raise UsageError(f"schedule: {schedule!r} is none; give auto, whole or windows")
+        if schedule not in ("auto", "whole", "windows", "rows"):
+            raise UsageError(f"schedule: {schedule!r} is none; give auto, whole, windows or rows")
         tile_px = _pixels("tile", tile, "auto")
         if schedule == "whole":
             if tile_px:
@@ -67,15 +67,38 @@ class Options:
             tile_px = 0
         if schedule == "windows" and tile_px == 0:
             raise UsageError("schedule windows and tile 0 (the whole image) contradict each other; leave one out")
+        if schedule == "rows":
+            backend, precision, measure_seconds = _for_rows(backend, precision, tile, halo), "fp32", 0.0
         request = Request(
             tile=tile_px,
             halo_px=_pixels("halo", halo, "exact"),
             memory=0 if memory is None else parse_bytes(memory),
             windows_only=schedule == "windows",
+            rows=schedule == "rows",
         )
         if not 0 <= measure_seconds < math.inf:
             raise UsageError(f"measure_seconds: {measure_seconds} is no time; give seconds, 0 for never")
         return cls(device, backend, cast(PrecisionPolicy, precision), request, cache_folder(cache_dir), measure_seconds)
+
+
+def _for_rows(backend: str, precision: str, tile: int | str, halo: int | str) -> str:
+    """Return the backend that the row schedule has; nothing else that is asked for may contradict it."""
+    wrong = [
+        f"{option} {given}"
+        for option, given, accepted in (
+            ("backend", backend, ("auto", "torch_eager")),
+            ("precision", precision, ("auto", "fp32")),
+            ("halo", halo, ("exact",)),
+        )
+        if given not in accepted
+    ]
+    if tile == 0:
+        wrong.append("tile 0 (the whole image)")
+    if wrong:
+        raise UsageError(
+            f"schedule rows computes exact fp32 rows in torch_eager, and contradicts {', '.join(wrong)}; leave one out"
+        )
+    return "torch_eager"
 
 
 def cache_folder(asked: str | os.PathLike[str] | None) -> Path:

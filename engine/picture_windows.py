@@ -12,6 +12,7 @@ from tilefuse.execute import Execution, Progress, Runner, execute
 from tilefuse.jobs import Job
 from tilefuse.memory import ArrayReader, ArrayWriter, PixelReader, PixelWriter
 from tilefuse.planner import Plan, Serving
+from tilefuse.row_windows import run_rows
 from tilefuse.runners import FloatRunner, PixelRunner
 from tilefuse.shrinking import ShrinkingRunner
 from tilefuse.tiling import Grid
@@ -24,6 +25,9 @@ def run_windows(
     engine: Engine, job: Job, plan: Plan, grid: Grid, serving: Serving, progress: Progress | None
 ) -> Execution:
     """Run every window of a job as planned; `execute` says what it raises."""
+    if plan.rows and engine.model.graph is not None:
+        rows_in, rows_out = ArrayReader(job.source, engine.model.image_channels[0]), ArrayWriter(job.result)
+        return run_rows(engine.model.graph, grid, rows_in, rows_out, plan.device, progress)
     if _takes_pixels(engine, job):
         reader: Any = PixelReader(cast(Integers, job.source))
         writer: Any = PixelWriter(cast(Integers, job.result))

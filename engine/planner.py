@@ -30,13 +30,14 @@ class Request:
     """What the user asked for.
 
     `tile` None is auto, 0 the whole image; `halo_px` None is the exact halo; `memory` 0 is auto; `windows_only`
-    excludes the whole image as one window.
+    excludes the whole image as one window. `rows` asks for the row schedule; `tile` is then the rows of a stripe.
     """
 
     tile: int | None = None
     halo_px: int | None = None
     memory: int = 0
     windows_only: bool = False
+    rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,20 @@ class Plan:
     workers: int = 1
     seconds: float | None = None
     batch: int = 1
+    rows: bool = False
 
     @property
     def schedule(self) -> str:
-        """`whole` when one window takes the image, else `windows`."""
+        """`rows` when stripes go through once, `whole` when one window takes the image, else `windows`."""
+        if self.rows:
+            return "rows"
         return "whole" if self.windows == 1 else "windows"
 
     def __str__(self) -> str:
         shape = f"{self.window[1]}x{self.window[0]}"
         layout = f"whole image, one window of {shape}" if self.windows == 1 else f"{self.windows} windows of {shape}"
+        if self.rows:
+            layout = f"{self.windows} stripes of {self.window[0]} rows, each computed once"
         layout += f", {self.batch} in one call" if self.batch > 1 else ""
         tiling = f"{layout}, halo {self.halo_px} px, alignment {self.alignment}"
         lines = [

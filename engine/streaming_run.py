@@ -113,6 +113,11 @@ def run_streamed(
         CapacityError: memory or disk do not suffice.
         BackendError: nobody can compile the windows.
     """
+    if request.rows:
+        raise UsageError(
+            "schedule rows is for images held in memory: a pass that begins anew in the middle need not round alike, "
+            "and a job that is resumed gives the same bytes. Leave the schedule to the planner"
+        )
     files = JobFiles(job.output)
     check_names(job, files)
     cache_bytes = min(_CACHE_BYTES, request.memory // 8)

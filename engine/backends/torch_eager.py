@@ -46,7 +46,7 @@ class TorchEager:
         dtype = DTYPES[precision]
         try:
             if model.graph is not None:
-                graph = _laid_out(model.graph.to(dtype=dtype, device=device))
+                graph = laid_out(model.graph.to(dtype=dtype, device=device))
                 call: Callable[..., object] = graph.evaluate
                 constants = tuple(graph.weights.values())
             else:
@@ -105,7 +105,7 @@ def placed_module(model: Model, device: str, dtype: torch.dtype) -> nn.Module:
     return copy.deepcopy(model.module).eval().to(device=device, dtype=dtype)
 
 
-def _laid_out(graph: Graph) -> Graph:
+def laid_out(graph: Graph) -> Graph:
     """Lay convolution weights out as oneDNN and cuDNN read them beside channels_last activations."""
     return replace(graph, weights={name: w.contiguous(memory_format=layout(w)) for name, w in graph.weights.items()})
 
