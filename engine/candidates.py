@@ -23,8 +23,9 @@ _PARALLEL = ("openvino", "onnxruntime")
 # and torch (ESPCN in windows of 24), which take other kernels for other batches.
 _BATCHING = ("ncnn", "onnxruntime", "triton_fused")
 _BATCH = 4
-# Windows of more work gain nothing from being called together. On two cores, 24 pixels of ESPCN (0.04 GFLOP) took 1.0
-# to 1.6 times as long alone as four together, 72 pixels (0.4 GFLOP) the same; a GPU's bound is a guess by its speed.
+# Windows of more work gain nothing from being called together. On one core, four windows of 24 pixels of ESPCN (0.04
+# GFLOP) took 1.6 times as long one by one in ONNX Runtime and 3.2 times in ncnn, of 72 pixels (0.4 GFLOP) no longer. A
+# GPU's bound is a guess by its speed.
 _QUICK_FLOPS = {"cpu": 0.2e9, "cuda": 10e9}
 _REDUCED: tuple[Precision, ...] = ("bf16",)
 # Windows that compute more than this share of the image's own pixels gain nothing that a cache could give back.
