@@ -93,7 +93,9 @@ def plan_picture(
         if rows is None:
             raise
         return rows
-    gain = 0.0 if made.windows == 1 or not made.exact else _gain(model, size, made)
+    # What was measured goes before what is only predicted.
+    predicted = made.windows > 1 and made.exact and made.seconds is None
+    gain = _gain(model, size, made) if predicted else 0.0
     if gain < _CLEARLY:
         return made, cut
     why = f"{BACKEND}: rows are predicted to be {gain:.1f} times as fast as windows of {made.backend}"

@@ -188,7 +188,7 @@ def test_a_module_outside_the_vocabulary_runs_whole() -> None:
         ({"device": "tpu"}, UsageError, "cuda:N"),
         ({"tile": "-3"}, UsageError, "number of input pixels"),
         ({"halo": "some"}, UsageError, "exact"),
-        ({"schedule": "rows"}, UsageError, "windows"),
+        ({"schedule": "columns"}, UsageError, "windows or rows"),
         ({"schedule": "whole", "tile": 8}, UsageError, "contradict"),
         ({"memory": "plenty"}, UsageError, "768MiB"),
         ({"backend": "ncnn", "precision": "fp16"}, BackendError, "ncnn"),

@@ -41,6 +41,7 @@ from tilefuse.ops import (
     PRelu,
     Reshape,
     Resize,
+    Round,
     ShuffleOrder,
     Slice,
     Unary,
@@ -102,6 +103,7 @@ def _others() -> Iterator[Case]:
         yield Binary(binary), ((),)
     for bounds in ((0.0, 1.0), (None, 0.5), (-0.5, None), (None, None)):
         yield Clamp(*bounds), ()
+    yield Round(), ()
     yield PRelu(), ((6, 1, 1),)
     yield PRelu(), ((1,),)
     yield BatchNorm(1e-3), ((6,), (6,), (6,), (6,))

@@ -39,7 +39,7 @@ def streamed(
 @pytest.mark.parametrize("valid", [False, True], ids=["padded", "unpadded too"])
 @pytest.mark.thorough
 @given(data=st.data())
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_rows_equal_the_whole_on_random_networks(valid: bool, data: st.DataObject) -> None:
     network: Network = data.draw(random_network(valid=valid), "network")
     example = network.size(2)

@@ -75,7 +75,7 @@ def test_every_output_is_written_once_by_a_window_that_knows_it(axis: Axis, size
 
 @pytest.mark.parametrize("valid", [False, True], ids=["padded", "unpadded too"])
 @given(data=st.data())
-@settings(max_examples=120)
+@settings(max_examples=100)
 def test_tiled_equals_untiled_on_random_networks(valid: bool, data: st.DataObject) -> None:
     network: Network = data.draw(random_network(valid=valid), "network")
     example = network.size(2)

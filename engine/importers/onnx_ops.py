@@ -14,7 +14,7 @@ from tilefuse.importers import onnx_quantised as quantised
 from tilefuse.importers.onnx_builder import Above, Constant, Value
 from tilefuse.importers.onnx_call import Call
 from tilefuse.importers.onnx_resize import resize, upsample
-from tilefuse.ops import Activation, ActivationKind, Binary, Clamp, Mean, PRelu, Unary
+from tilefuse.ops import Activation, ActivationKind, Binary, Clamp, Mean, PRelu, Round, Unary
 
 Converter = Callable[..., Value | tuple[Value, ...]]
 
@@ -178,6 +178,7 @@ OPS: dict[str, Converter] = {
     "Mish": _mish,
     "Mul": partial(_binary, kind="mul"),
     "Neg": partial(_unary, kind="neg"),
+    "Round": lambda call: call.add(Round(), call.value(0)),
     "PRelu": _prelu,
     "Pad": layout.pad,
     "Pow": _pow,
