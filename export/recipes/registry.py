@@ -159,7 +159,7 @@ RECIPES: dict[str, Recipe] = {
             4,
             COARSE_PICTURES,
             {"num_feat": 24, "num_block": 2, "num_grow_ch": 16},
-            steps=8000,
+            steps=10000,
             batch=4,
             patch=16,
             learning_rate=2e-3,
