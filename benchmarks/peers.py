@@ -153,7 +153,10 @@ PEERS: tuple[Peer, ...] = (
 
 @dataclass(frozen=True)
 class Direct:
-    """A case through a peer: 8-bit image in and out, as a user writes it. `network_s` grows by each call's own part."""
+    """A case through a peer: 8-bit image in and out, as a user writes it. `network_s` grows by each call's own part.
+
+    What comes out lies in memory as Pillow and OpenCV take it, as the engine's does.
+    """
 
     case: Case
     network: Network
@@ -169,8 +172,8 @@ class Direct:
         low, high = self.case.value_range
         pixels = ((y - low) / (high - low) if (low, high) != (0, 1) else y).clamp(0, 1).mul(255).round().byte()
         if self.case.size is None:
-            return pixels.permute(0, 2, 3, 1).numpy()
-        return (pixels[0, 0] if self.image.ndim == 2 else pixels[0].permute(1, 2, 0)).numpy()
+            return pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        return (pixels[0, 0] if self.image.ndim == 2 else pixels[0].permute(1, 2, 0)).contiguous().numpy()
 
 
 @contextlib.contextmanager
