@@ -96,7 +96,8 @@ class _RowRunner:
                 made = self._stream.advance(read, y.core_stop, self._grid.window[0]).cpu()
         except (RuntimeError, MemoryError) as error:
             raise failure(BACKEND, error) from error
-        return Rows(tile.window, made), is_finite(made) or not is_finite(tile.values)
+        # Pictures have finite values only: others are refused before they get here.
+        return Rows(tile.window, made), is_finite(made)
 
     def _read(self, window: Window, start: int, stop: int) -> Tensor | None:
         if start >= stop:

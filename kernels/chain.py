@@ -161,15 +161,14 @@ def plan_launch(
         used += link.block_n * (2 if link.activation == "prelu" else 1)
     arguments: dict[str, object] = {
         "x_ptr": x, "w_ptr": chain.weight, "vectors_ptr": chain.vectors,
-        "bias_ptr": chain.vectors if epilogue.bias is None else epilogue.bias,
-        "slopes_ptr": chain.vectors if epilogue.slopes is None else epilogue.slopes,
+        **epilogue.arguments(chain.vectors),
         "scratch_ptr": scratch, "out_ptr": out,
         "tiles": n * -(-grid_h // th) * -(-grid_w // tw), "tiles_y": -(-grid_h // th), "tiles_x": -(-grid_w // tw),
         "grid_h": grid_h, "grid_w": grid_w, "x_height": x.shape[1], "x_width": x.shape[2],
         "height": height, "width": width,
         "xn": x.stride(0), "xh": x.stride(1), "xw": x.stride(2),
         "on": out.stride(0), "oh": out.stride(1), "ow": out.stride(2),
-        "input_scale": input_scale, "slope": epilogue.slope,
+        "input_scale": input_scale,
         "ROWS": tuple(r for r, _ in config.regions), "COLS": tuple(c for _, c in config.regions),
         "TOPS": tuple(y for y, _ in config.origins), "LEFTS": tuple(x for _, x in config.origins),
         "CHANNELS": config.channels, "DEPTHS": config.depths, "STEPS": config.steps, "WEIGHTS": config.weights,
@@ -180,20 +179,9 @@ def plan_launch(
         "KINDS": tuple(link.activation for link in links), "NUMBERS": tuple(link.slope for link in links),
         "BIASES": tuple(biases), "SH": sh, "SW": sw, "TH": th, "TW": tw, "SCRATCH": config.scratch,
         "COLUMNS": links[-1].columns, "OUTPUTS": last.outputs, "RY": last.spread[0], "RX": last.spread[1],
-        "SHUFFLED": last.shuffle > 1, "BIAS": epilogue.bias is not None,
-        "SLOPES": 0 if epilogue.slopes is None else epilogue.slopes.shape[0],
-        "KIND": epilogue.activation, "LAST": epilogue.activation_last,
-        "CLAMP": epilogue.low is not None or epilogue.high is not None,
-        "AFFINE": (epilogue.output_scale, epilogue.output_shift) != (1.0, 0.0),
+        "SHUFFLED": last.shuffle > 1,
         "PACK": packing(out, last), "BM": config.block_m,
     }  # fmt: skip
-    names = ("value0", "scale0", "value1", "scale1", "low", "high", "out_scale", "out_shift")
-    arguments |= dict(zip(names, epilogue.numbers()[1:], strict=True))
-    for i, residual in enumerate([*epilogue.residuals, None, None][:2]):
-        tensor = chain.vectors if residual is None else residual.tensor
-        strides = (0, 0, 0) if residual is None else tensor.stride()[:3]
-        arguments |= {f"r{i}_ptr": tensor, f"UP{i}": 0 if residual is None else residual.upsample}
-        arguments |= {f"r{i}{axis}": stride for axis, stride in zip("nhw", strides, strict=True)}
     widths = "->".join(str(number) for number in (links[0].inputs, *(link.columns for link in links)))
     exact = chain.weight.dtype == torch.float32
     return Launch(

@@ -126,31 +126,17 @@ def plan_launch(
     half_bits = emulated and torch.bfloat16 in (layer.weight.dtype,)
     (ay, by, cy), (ax, bx, cx) = (axis.start for axis in layer.axes)
     shared: dict[str, object] = {
-        "bias_ptr": layer.weight if epilogue.bias is None else epilogue.bias,
-        "slopes_ptr": layer.weight if epilogue.slopes is None else epilogue.slopes,
-        "out_ptr": out,
+        **epilogue.arguments(layer.weight), "out_ptr": out,
         "grid_h": grid_h, "grid_w": grid_w, "height": height, "width": width,
         "on": out.stride(0), "oh": out.stride(1), "ow": out.stride(2),
         "ay": ay, "by": by, "cy": cy, "ax": ax, "bx": bx, "cx": cx,
-        "slope": epilogue.slope,
         "CI": layer.inputs, "COLUMNS": columns, "OUTPUTS": layer.outputs,
         "KH": layer.kernel[0], "KW": layer.kernel[1], "DH": layer.dilation[0], "DW": layer.dilation[1],
         "PY": layer.phases[0], "PX": layer.phases[1], "RY": layer.spread[0], "RX": layer.spread[1],
         "SHUFFLED": layer.shuffle > 1,
-        "BIAS": epilogue.bias is not None, "SLOPES": 0 if epilogue.slopes is None else epilogue.slopes.shape[0],
-        "KIND": epilogue.activation, "LAST": epilogue.activation_last,
-        "CLAMP": epilogue.low is not None or epilogue.high is not None,
-        "AFFINE": (epilogue.output_scale, epilogue.output_shift) != (1.0, 0.0),
         "PACK": packing(out, layer), "BN": config.block_n, "BK": config.block_k,
         "UPCAST": half_bits, "BF16_BITS": emulated and out.dtype == torch.bfloat16,
     }  # fmt: skip
-    names = ("value0", "scale0", "value1", "scale1", "low", "high", "out_scale", "out_shift")
-    shared |= dict(zip(names, epilogue.numbers()[1:], strict=True))
-    for i, residual in enumerate([*epilogue.residuals, None, None][:2]):
-        tensor = layer.weight if residual is None else residual.tensor
-        strides = (0, 0, 0) if residual is None else tensor.stride()[:3]
-        shared |= {f"r{i}_ptr": tensor, f"UP{i}": 0 if residual is None else residual.upsample}
-        shared |= {f"r{i}{axis}": stride for axis, stride in zip("nhw", strides, strict=True)}
     pieces, exact = _shape_name(x, layer), layer.weight.dtype == torch.float32
     steps = layer.kernel[0] * layer.kernel[1] * -(-layer.inputs // config.block_k)
     if config.path == "tma":

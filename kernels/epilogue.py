@@ -103,6 +103,27 @@ class Epilogue:
         high = math.inf if self.high is None else self.high
         return (self.slope, *scales[0], *scales[1], low, high, self.output_scale, self.output_shift)
 
+    def arguments(self, absent: Tensor) -> dict[str, object]:
+        """Give a kernel's arguments for the epilogue; `absent` is a tensor to point at where one is not there."""
+        numbers = ("slope", "value0", "scale0", "value1", "scale1", "low", "high", "out_scale", "out_shift")
+        given: dict[str, object] = {
+            "bias_ptr": absent if self.bias is None else self.bias,
+            "slopes_ptr": absent if self.slopes is None else self.slopes,
+            "BIAS": self.bias is not None,
+            "SLOPES": 0 if self.slopes is None else self.slopes.shape[0],
+            "KIND": self.activation,
+            "LAST": self.activation_last,
+            "CLAMP": self.low is not None or self.high is not None,
+            "AFFINE": (self.output_scale, self.output_shift) != (1.0, 0.0),
+            **dict(zip(numbers, self.numbers(), strict=True)),
+        }
+        for i, residual in enumerate([*self.residuals, None, None][:2]):
+            tensor = absent if residual is None else residual.tensor
+            strides = (0, 0, 0) if residual is None else tensor.stride()[:3]
+            given |= {f"r{i}_ptr": tensor, f"UP{i}": 0 if residual is None else residual.upsample}
+            given |= {f"r{i}{axis}": stride for axis, stride in zip("nhw", strides, strict=True)}
+        return given
+
 
 def check_prologue(prologue: Prologue, x: Tensor) -> None:
     """Raise BackendError for a prologue that does not fit the input."""

@@ -12,6 +12,11 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tilefuse.capture import from_module
+from tilefuse.footprint import Footprint, footprint
+from tilefuse.graph import Graph
+from tilefuse.passes import lower_resizes
+
 
 @dataclass(frozen=True)
 class Network:
@@ -370,3 +375,22 @@ def _randomise(module: nn.Module) -> None:
         elif isinstance(part, nn.InstanceNorm2d | nn.GroupNorm) and part.weight is not None:
             part.weight.uniform_(0.5, 1.5)
             part.bias.normal_(0, 0.1)
+
+
+def drawn_graph(data: st.DataObject, *, valid: bool) -> tuple[Network, Graph, Footprint]:
+    """Draw a network, and give its graph, ready for tiles, with its footprint."""
+    network: Network = data.draw(random_network(valid=valid), "network")
+    example = network.size(2)
+    graph = from_module(network.module, torch.rand(2, network.in_channels, example, example + network.divisor))
+    found = footprint(graph)
+    edge = max(found.y.padded(1, found.minimum_px), found.x.padded(1, found.minimum_px))
+    return network, lower_resizes(graph, graph.shapes((1, network.in_channels, edge, edge))), found
+
+
+def exact_graph() -> Graph:
+    """Two layers whose weights are eighths: sums of 256ths are exact in any order, so pixels can be equal."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 4, 3, padding=1), nn.PixelShuffle(2))
+    for parameter in module.parameters():
+        parameter.data = torch.randint(-4, 5, parameter.shape) / 8
+    return from_module(module, torch.rand(1, 1, 8, 8))

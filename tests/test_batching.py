@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import tilefuse
 from tests import vocabulary
+from tests.networks import exact_graph
 from tilefuse import candidates, selection
 from tilefuse.backends import registry
 from tilefuse.backends.pixels import compile_pixels
@@ -61,12 +62,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def graph() -> Graph:
-    """Two layers whose weights are eighths: sums of 256ths are exact in any order, so pixels can be equal."""
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 4, 3, padding=1), nn.PixelShuffle(2))
-    for parameter in module.parameters():
-        parameter.data = torch.randint(-4, 5, parameter.shape) / 8
-    return from_module(module, torch.rand(1, 1, 8, 8))
+    return exact_graph()
 
 
 def window_of(graph: Graph, index: int) -> Tensor:

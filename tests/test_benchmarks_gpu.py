@@ -118,7 +118,7 @@ def test_the_readme_has_the_newest_real_record_or_says_there_is_none(tmp_path: P
 
 
 def test_the_repository_has_no_record_of_a_dry_run() -> None:
-    gpu_table.newest(gpu_table.RESULTS)
+    assert gpu_table.newest(gpu_table.RESULTS)
 
 
 def test_every_step_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

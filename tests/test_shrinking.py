@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.networks import exact_graph
 from tilefuse.backends.base import Session
 from tilefuse.capture import from_module
 from tilefuse.errors import CapacityError, DeviceError
@@ -45,12 +46,7 @@ class Failing:
 
 @pytest.fixture(scope="module")
 def graph() -> Graph:
-    """Two layers whose weights are eighths: sums of 256ths are exact in any order, so pixels can be equal."""
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 4, 3, padding=1), nn.PixelShuffle(2))
-    for parameter in module.parameters():
-        parameter.data = torch.randint(-4, 5, parameter.shape) / 8
-    return from_module(module, torch.rand(1, 1, 8, 8))
+    return exact_graph()
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.networks import Network, random_network
+from tests.networks import drawn_graph
 from tilefuse.capture import from_module
 from tilefuse.errors import CapacityError
-from tilefuse.footprint import footprint
 from tilefuse.graph import Graph
-from tilefuse.passes import lower_resizes
 from tilefuse.streaming import RowStream, peak_bytes
 
 
@@ -41,12 +39,7 @@ def streamed(
 @given(data=st.data())
 @settings(max_examples=25)
 def test_rows_equal_the_whole_on_random_networks(valid: bool, data: st.DataObject) -> None:
-    network: Network = data.draw(random_network(valid=valid), "network")
-    example = network.size(2)
-    graph = from_module(network.module, torch.rand(2, network.in_channels, example, example + network.divisor))
-    found = footprint(graph)
-    edge = max(found.y.padded(1, found.minimum_px), found.x.padded(1, found.minimum_px))
-    graph = lower_resizes(graph, graph.shapes((1, network.in_channels, edge, edge)))
+    network, graph, found = drawn_graph(data, valid=valid)
     height = found.y.padded(data.draw(st.sampled_from([1, 9, 30, 50]), "height"), found.minimum_px)
     width = found.x.padded(data.draw(st.sampled_from([1, 13]), "width"), found.minimum_px)
     image = torch.rand(data.draw(st.sampled_from([1, 2])), network.in_channels, height, width)

@@ -11,13 +11,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.networks import Network, random_network
+from tests.networks import drawn_graph
 from tilefuse.capture import from_module
 from tilefuse.execute import execute
 from tilefuse.footprint import Axis, Footprint, footprint
 from tilefuse.graph import Graph
 from tilefuse.memory import ArrayReader, ArrayWriter
-from tilefuse.passes import lower_resizes
 from tilefuse.runners import FloatRunner
 from tilefuse.tiling import grid, split_axis
 
@@ -77,12 +76,7 @@ def test_every_output_is_written_once_by_a_window_that_knows_it(axis: Axis, size
 @given(data=st.data())
 @settings(max_examples=100)
 def test_tiled_equals_untiled_on_random_networks(valid: bool, data: st.DataObject) -> None:
-    network: Network = data.draw(random_network(valid=valid), "network")
-    example = network.size(2)
-    graph = from_module(network.module, torch.rand(2, network.in_channels, example, example + network.divisor))
-    found = footprint(graph)
-    edge = max(found.y.padded(1, found.minimum_px), found.x.padded(1, found.minimum_px))
-    graph = lower_resizes(graph, graph.shapes((1, network.in_channels, edge, edge)))
+    network, graph, found = drawn_graph(data, valid=valid)
     height = data.draw(st.sampled_from([1, 2, 3, 17, 40, 63]), "height")
     width = data.draw(st.sampled_from([1, 5, 16, 33, 50]), "width")
     tile = data.draw(st.sampled_from([1, 4, 7, 16, 32]), "tile")
