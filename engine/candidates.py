@@ -9,7 +9,7 @@ from math import sqrt
 
 from tilefuse.backends import registry
 from tilefuse.backends.base import Precision
-from tilefuse.cost import flops, peak_live_bytes
+from tilefuse.cost import cost_of
 from tilefuse.errors import UsageError
 from tilefuse.machine import cache_bytes, has_bf16
 from tilefuse.model import Model
@@ -100,7 +100,7 @@ def batches(model: Model, backend: str, device: str, cut: Grid) -> tuple[int, ..
     """List how many windows of a grid are worth a call of a backend: one, and several where they are quick."""
     if backend not in _BATCHING or model.graph is None or len(cut) < 2 * _BATCH:
         return (1,)
-    work = flops(model.graph, model.graph.shapes(*input_shapes(model.graph, 1, cut.window)))
+    work = cost_of(model.graph, input_shapes(model.graph, 1, cut.window)).flops
     return (1, _BATCH) if work <= _QUICK_FLOPS["cuda" if device.startswith("cuda") else "cpu"] else (1,)
 
 
@@ -119,7 +119,7 @@ def tiles(model: Model, height: int, width: int) -> tuple[int, ...]:
         computed = len(cut) * window_px / (height * width)
         if len(cut) == 1 or computed > _MOST_OVERLAP:
             continue
-        live = peak_live_bytes(model.graph, model.graph.shapes(*input_shapes(model.graph, 1, cut.window)))
+        live = cost_of(model.graph, input_shapes(model.graph, 1, cut.window)).live_bytes
         if live <= 2 * cache_bytes():
             fitting.append(tile)
     return (0, *_spread(fitting, _TILES))

@@ -3,12 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
+from weakref import WeakKeyDictionary
 
 from tilefuse.graph import Graph, Node, Shape
 from tilefuse.ops import Conv2d, ConvTranspose2d, Fused, Linear, Reshape, Slice
 
 FLOAT_BYTES = 4
+# An image of another size is planned for a dozen windows that were never seen.
+_REMEMBERED = 1024
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run takes: floating-point operations, and bytes of activations alive at once and of all weights."""
+
+    flops: int
+    live_bytes: int
+    weight_bytes: int
+
+
+_COSTS: WeakKeyDictionary[Graph, dict[tuple[Shape, ...], Cost]] = WeakKeyDictionary()
+
+
+def cost_of(graph: Graph, inputs: tuple[Shape, ...]) -> Cost:
+    """Cost a run at the given input shapes. Graphs don't change, so what was counted is kept as long as they live.
+
+    Raises:
+        ModelError: an op can't take the size that reaches it.
+    """
+    known = _COSTS.setdefault(graph, {})
+    found = known.get(inputs)
+    if found is None:
+        shapes = graph.shapes(*inputs)
+        found = Cost(flops(graph, shapes), peak_live_bytes(graph, shapes), weight_bytes(graph))
+        if len(known) >= _REMEMBERED:
+            known.clear()
+        known[inputs] = found
+    return found
 
 
 def flops(graph: Graph, shapes: Mapping[str, Shape]) -> int:

@@ -15,7 +15,7 @@ from tilefuse.backends.pixels import Integers, compile_pixels
 from tilefuse.batching import Batch
 from tilefuse.calibration import Difference, compare, picture
 from tilefuse.candidates import Candidate, batches
-from tilefuse.cost import peak_live_bytes, weight_bytes
+from tilefuse.cost import cost_of, weight_bytes
 from tilefuse.errors import BackendError, CapacityError, DeviceError, ModelError
 from tilefuse.execute import Runner, execute
 from tilefuse.memory import ArrayReader, ArrayWriter, PixelReader, Pixels, PixelWriter
@@ -147,7 +147,7 @@ def _live_bytes(task: Task, window: tuple[int, int], candidate: Candidate) -> in
     graph = task.model.graph
     if graph is None:
         return 0
-    live = peak_live_bytes(graph, graph.shapes(*input_shapes(graph, 1, window)))
+    live = cost_of(graph, input_shapes(graph, 1, window)).live_bytes
     return task.subject.images * candidate.workers * candidate.batch * live
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import re
+from functools import lru_cache
 from pathlib import Path
 
 from tilefuse.errors import UsageError
@@ -84,6 +85,7 @@ def release_memory() -> None:
         trim(0)
 
 
+@lru_cache(maxsize=1)
 def cache_bytes() -> int:
     """Size of the last-level cache; 16 MiB where the system does not tell."""
     sizes = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from tilefuse.backends.base import Precision
-from tilefuse.cost import flops, peak_live_bytes, weight_bytes
+from tilefuse.cost import cost_of
 from tilefuse.errors import CapacityError, ImageError
 from tilefuse.footprint import Footprint
 from tilefuse.graph import Graph, Shape
@@ -238,10 +238,8 @@ def _layout(
     live = weights = work = 0
     # Of a model that could not be captured nothing is known but that it sees the whole image.
     if model.graph is not None:
-        shapes = model.graph.shapes(*input_shapes(model.graph, 1, cut.window))
-        live = peak_live_bytes(model.graph, shapes)
-        weights = weight_bytes(model.graph)
-        work = len(cut) * flops(model.graph, shapes)
+        cost_of_one = cost_of(model.graph, input_shapes(model.graph, 1, cut.window))
+        live, weights, work = cost_of_one.live_bytes, cost_of_one.weight_bytes, len(cut) * cost_of_one.flops
     window_px = cut.window[0] * cut.window[1]
     slowdown = CACHE_MISS_FACTOR if live > cache_bytes() else 1.0
     cost = len(cut) * (window_px * slowdown + WINDOW_OVERHEAD_PX)

@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 
 from tilefuse.candidates import allowed_backends
-from tilefuse.cost import flops, weight_bytes
+from tilefuse.cost import cost_of, weight_bytes
 from tilefuse.cost_model import predicted_image_seconds
 from tilefuse.errors import CapacityError
 from tilefuse.graph import Graph
@@ -65,7 +65,7 @@ def plan_rows(
         windows=len(cut),
         images=images,
         exact=True,
-        flops=images * flops(graph, graph.shapes(*input_shapes(graph, 1, cut.padded))),
+        flops=images * cost_of(graph, input_shapes(graph, 1, cut.padded)).flops,
         peak_bytes=peak,
         memory_bytes=request.memory,
         why=(*serving.why, f"stripes of {stripe} rows: every row of every layer is computed once"),
