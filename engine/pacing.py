@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from tilefuse.tasks import Entrant, Measurement
-from tilefuse.timing import now, timed
+from tilefuse.timing import BRIEF_REST_S, now, rested
 
 # A candidate this many times slower than the fastest leaves the rounds.
 _DROP_FACTOR = 1.25
@@ -62,8 +62,8 @@ def ranked(entrants: Sequence[Entrant], pace: Pace) -> list[Measurement]:
     for number in range(_ROUNDS):
         timely = False
         for place in racing:
-            if pace.has_time_for(max(seconds[place], default=entrants[place].first_s)):
-                seconds[place].append(timed(entrants[place].run))
+            if pace.has_time_for(BRIEF_REST_S + max(seconds[place], default=entrants[place].first_s)):
+                seconds[place].append(rested(entrants[place].run, BRIEF_REST_S))
                 timely = True
         if not timely:
             break

@@ -36,6 +36,10 @@ class Clock:
 
     now: float = 0.0
 
+    def advance(self, seconds: float) -> None:
+        """Let time go by."""
+        self.now += seconds
+
 
 CLOCK = Clock()
 
@@ -85,7 +89,7 @@ def backends(monkeypatch: pytest.MonkeyPatch, *fakes: FakeBackend) -> None:
     """Put fakes in the place of all backends, and their clock in the place of the machine's."""
     CLOCK.now = 0.0
     monkeypatch.setattr(measurement, "time", SimpleNamespace(perf_counter=lambda: CLOCK.now))
-    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: CLOCK.now))
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: CLOCK.now, sleep=CLOCK.advance))
     monkeypatch.setattr(registry, "BACKENDS", {fake.name: fake for fake in fakes})
 
 
