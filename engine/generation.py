@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tilefuse.backends.base import Session
-from tilefuse.backends.pixels import is_finite
+from tilefuse.backends.pixels import is_finite, to_pixels
 from tilefuse.errors import DeviceError, ModelError, UsageError
 from tilefuse.model import Model
 
@@ -82,9 +82,8 @@ def draw(model: Model, session: Callable[[int], Session], inputs: list[Tensor]) 
         result = session(part[0].shape[0]).run(*part)[0]
         if not is_finite(result):
             raise DeviceError(f"{model.name} drew values that are not finite from images {start} on")
-        levels = (result - low).mul_(255 / (high - low)).round_().clamp_(0, 255)
-        drawn.append(levels.permute(0, 2, 3, 1).to(torch.uint8).numpy())
-    return np.concatenate(drawn)
+        drawn.append(to_pixels(result, np.dtype(np.uint8), low, high))
+    return drawn[0] if len(drawn) == 1 else np.concatenate(drawn)
 
 
 def contact_sheet(images: NDArray[np.uint8], gap_px: int = 2, columns: int | None = None) -> NDArray[np.uint8]:

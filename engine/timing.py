@@ -12,6 +12,9 @@ import numpy as np
 # Threads that are out of work spin for a while before they sleep, and take the processor from the next call: most
 # libraries' for up to 10 ms, those of ONNX Runtime, called as by a user, for 50 ms.
 BRIEF_REST_S, _REST_S = 0.01, 0.06
+# To wake the threads that sleep by then takes up to 8 ms (seen on Linux 6.18), which is nobody's speed: calls that are
+# not much longer go once uncounted first.
+_WOKEN_BELOW_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ def interleave(
 
     A call whose best time, that of the warm-up included, is over `drop_factor` times the fastest one's is left out of
     the rounds that follow; one that was never counted is told by its warm-up. When the rounds have taken `budget_s`
-    seconds no further one begins, but at least one is run.
+    seconds no further one begins, but at least one is run. Brief calls are timed at once after one that is not counted,
+    as in a loop.
     """
     warm = {name: rested(call) for name, call in calls.items()}
     best = dict(warm)
@@ -64,9 +68,16 @@ def interleave(
             break
         limit = drop_factor * min(best.values())
         for name in [name for name in calls if best[name] <= limit]:
-            seconds[name].append(rested(calls[name]))
+            seconds[name].append(_turn(calls[name], best[name]))
             best[name] = min(best[name], seconds[name][-1])
     return {name: seconds[name] or [warm[name]] for name in calls}
+
+
+def _turn(call: Callable[[], object], expected_s: float) -> float:
+    if expected_s >= _WOKEN_BELOW_S:
+        return rested(call)
+    rested(call)
+    return timed(call)
 
 
 def rested(call: Callable[[], object], rest_s: float = _REST_S) -> float:

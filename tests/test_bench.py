@@ -63,6 +63,12 @@ def test_a_call_clearly_behind_is_dropped_and_told_by_its_warm_up(clock: FakeClo
     assert found == {"fast": [1, 1], "slow": [5], "near": [2, 2]}
 
 
+def test_a_brief_call_is_timed_after_one_that_wakes_its_threads(clock: FakeClock) -> None:
+    found = interleave({"a": clock.call("a", 0.1, 0.1, 0.02, 0.1, 0.03), "b": clock.call("b", 1, 1, 1)}, rounds=2)
+    assert clock.order == ["a", "b", "a", "a", "b", "a", "a", "b"]
+    assert {name: [round(t, 6) for t in seconds] for name, seconds in found.items()} == {"a": [0.02, 0.03], "b": [1, 1]}
+
+
 def test_no_round_begins_past_the_budget(clock: FakeClock) -> None:
     assert interleave({"a": clock.call("a", 1, 4, 4, 4)}, rounds=3, budget_s=5) == {"a": [4, 4]}
 

@@ -17,6 +17,7 @@ from tilefuse.backends.precision import exact_fp32
 from tilefuse.backends.torch_eager import DTYPES, TorchSession, device_refusal, placed_module
 from tilefuse.graph import Graph, Shape
 from tilefuse.model import Model
+from tilefuse.passes import narrow_transposed_convolutions
 
 
 class GraphModule(nn.Module):
@@ -71,7 +72,8 @@ class Inductor:
         dtype = DTYPES[precision]
         try:
             if model.graph is not None:
-                module: nn.Module = GraphModule(model.graph.to(dtype=dtype, device=device)).eval()
+                graph = narrow_transposed_convolutions(model.graph) if device == "cpu" else model.graph
+                module: nn.Module = GraphModule(graph.to(dtype=dtype, device=device)).eval()
             else:
                 module = placed_module(model, device, dtype)
             examples: list[Any] = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]

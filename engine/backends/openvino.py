@@ -19,6 +19,7 @@ from tilefuse.errors import BackendError
 from tilefuse.graph import Shape
 from tilefuse.machine import cpu_threads
 from tilefuse.model import Model
+from tilefuse.passes import narrow_transposed_convolutions
 from tilefuse.passes.exact_input import LEVELS, exact_byte_input
 
 _TYPES: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
@@ -67,8 +68,11 @@ class OpenVino:
 
 def _for_precision(model: Model, precision: Precision) -> tuple[Model, float]:
     """Give the model to compile, and what the image is multiplied by for it."""
-    exact = exact_byte_input(model.graph, torch.bfloat16) if precision == "bf16" and model.graph is not None else None
-    return (model, 1.0) if exact is None else (replace(model, graph=exact), LEVELS)
+    if model.graph is None:
+        return model, 1.0
+    graph = narrow_transposed_convolutions(model.graph)
+    exact = exact_byte_input(graph, torch.bfloat16) if precision == "bf16" else None
+    return (replace(model, graph=graph), 1.0) if exact is None else (replace(model, graph=exact), LEVELS)
 
 
 def _compiled(source: bytes, shapes: Sequence[Shape], precision: Precision, threads: int) -> Any:
@@ -112,7 +116,7 @@ class OpenVinoSession:
             request = _request(self.compiled, self.idle)
             placed = [(x.detach() * self.scale if self.scale != 1 else x.detach()).contiguous() for x in inputs]
             results = request.infer([x.numpy() for x in placed], share_inputs=True)
-            outputs = [torch.tensor(results[port], dtype=torch.float32) for port in self.compiled.outputs]
+            outputs = [torch.from_numpy(results[port].astype(np.float32)) for port in self.compiled.outputs]
         except (RuntimeError, MemoryError, ValueError, TypeError) as error:
             raise failure("openvino", error) from error
         self.idle.append(request)
