@@ -36,7 +36,7 @@ class ArrayReader:
         """Return one window."""
         _, height, width, depth = self._pixels.shape
         block = _take(_take(self._pixels, window.y, height, 1), window.x, width, 2)
-        planes = torch.from_numpy(np.require(block.transpose(0, 3, 1, 2), requirements="CW"))
+        planes = torch.from_numpy(np.require(block.transpose(0, 3, 1, 2), requirements=("C", "W")))
         tile = planes.to(torch.float32).div_(FULL_SCALE[self._pixels.dtype])
         return tile if depth == self._channels else tile.expand(-1, self._channels, -1, -1).contiguous()
 

@@ -102,7 +102,7 @@ class RasterWindows:
             block = np.concatenate((bleed(colour, block[..., -1]), block[..., -1:]), axis=2)
         block = _taken(_taken(block, rows - y0, 0), columns - x0, 1)
         batch = torch.empty(len(self._planes.groups), self._planes.channels[0], len(rows), len(columns))
-        values = torch.from_numpy(np.require(block.transpose(2, 0, 1), requirements="CW"))
+        values = torch.from_numpy(np.require(block.transpose(2, 0, 1), requirements=("C", "W")))
         for image, group in zip(batch, self._planes.groups, strict=True):
             image.copy_(values[list(group)] if len(group) > 1 else values[group[0]].expand_as(image))
         if self._low:

@@ -17,7 +17,7 @@ from tilefuse.backends.precision import exact_fp32
 from tilefuse.backends.torch_eager import DTYPES, TorchSession, device_refusal, placed_module
 from tilefuse.graph import Graph, Shape
 from tilefuse.model import Model
-from tilefuse.passes import narrow_transposed_convolutions
+from tilefuse.passes import widen_narrow_layers
 
 
 class GraphModule(nn.Module):
@@ -72,7 +72,9 @@ class Inductor:
         dtype = DTYPES[precision]
         try:
             if model.graph is not None:
-                graph = narrow_transposed_convolutions(model.graph) if device == "cpu" else model.graph
+                graph = model.graph
+                if device == "cpu":
+                    graph = widen_narrow_layers(graph, graph.shapes(*shapes))
                 module: nn.Module = GraphModule(graph.to(dtype=dtype, device=device)).eval()
             else:
                 module = placed_module(model, device, dtype)

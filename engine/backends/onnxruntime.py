@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from tilefuse.backends.pixels import Integers, PixelSession, check_pixels
 from tilefuse.errors import BackendError
 from tilefuse.graph import Shape
 from tilefuse.model import Model
+from tilefuse.passes import widen_narrow_layers
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # A model that runs in its own form may take half precision.
@@ -46,7 +47,7 @@ class OnnxRuntime:
         self, model: Model, shapes: Sequence[Shape], *, device: str, precision: Precision, threads: int
     ) -> Session:
         require(self, model, shapes, device, precision)
-        session = _compiled(onnx_source(model, shapes), device, threads)
+        session = _compiled(onnx_source(_for_device(model, shapes, device), shapes), device, threads)
         specs = session.get_inputs()
         unlike = [spec.name for spec in specs if spec.type not in _FED]
         if unlike:
@@ -65,8 +66,16 @@ class OnnxRuntime:
     ) -> PixelSession:
         require(self, model, [shape], device, precision)
         batch, channels, height, width = shape
-        session = _compiled(pixels_source(model, shape, dtype), device, threads)
+        source = pixels_source(_for_device(model, [shape], device), shape, dtype)
+        session = _compiled(source, device, threads)
         return OnnxRuntimePixels(session, session.get_inputs()[0].name, (batch, height, width, channels))
+
+
+def _for_device(model: Model, shapes: Sequence[Shape], device: str) -> Model:
+    """Give the model to compile."""
+    if model.graph is None or device != "cpu":
+        return model
+    return replace(model, graph=widen_narrow_layers(model.graph, model.graph.shapes(*shapes)))
 
 
 def _compiled(source: bytes, device: str, threads: int) -> Any:

@@ -19,7 +19,7 @@ from tilefuse.errors import BackendError
 from tilefuse.graph import Shape
 from tilefuse.machine import cpu_threads
 from tilefuse.model import Model
-from tilefuse.passes import narrow_transposed_convolutions
+from tilefuse.passes import widen_narrow_layers
 from tilefuse.passes.exact_input import LEVELS, exact_byte_input
 
 _TYPES: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
@@ -44,7 +44,7 @@ class OpenVino:
         self, model: Model, shapes: Sequence[Shape], *, device: str, precision: Precision, threads: int
     ) -> Session:
         require(self, model, shapes, device, precision)
-        model, scale = _for_precision(model, precision)
+        model, scale = _for_precision(model, shapes, precision)
         compiled = _compiled(onnx_source(model, shapes), shapes, precision, threads)
         return OpenVinoSession(compiled, tuple(shapes), scale)
 
@@ -61,16 +61,16 @@ class OpenVino:
         require(self, model, [shape], device, precision)
         batch, channels, height, width = shape
         pixels = (batch, height, width, channels)
-        model, scale = _for_precision(model, precision)
+        model, scale = _for_precision(model, [shape], precision)
         compiled = _compiled(pixels_source(model, shape, dtype, scale), [pixels], precision, threads)
         return OpenVinoPixels(compiled, pixels)
 
 
-def _for_precision(model: Model, precision: Precision) -> tuple[Model, float]:
+def _for_precision(model: Model, shapes: Sequence[Shape], precision: Precision) -> tuple[Model, float]:
     """Give the model to compile, and what the image is multiplied by for it."""
     if model.graph is None:
         return model, 1.0
-    graph = narrow_transposed_convolutions(model.graph)
+    graph = widen_narrow_layers(model.graph, model.graph.shapes(*shapes))
     exact = exact_byte_input(graph, torch.bfloat16) if precision == "bf16" else None
     return (replace(model, graph=graph), 1.0) if exact is None else (replace(model, graph=exact), LEVELS)
 

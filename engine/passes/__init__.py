@@ -1,15 +1,15 @@
 """Passes: each takes a graph and gives one with the same outputs and less to do; `concat_placements` gives a layout.
 
 `folding` moves arithmetic on constants to load time, `fusion` joins ops into one node and takes them apart again,
-`resizing` turns inexact interpolations and `subpixel` narrow transposed convolutions into convolutions, and `placement`
-says which values can be written straight into the buffer of the concat that reads them.
+`resizing` turns inexact interpolations into convolutions, `narrow` gives convolutions of few outputs more, and
+`placement` says which values can be written straight into the buffer of the concat that reads them.
 """
 
 from tilefuse.passes.folding import fold_affine, fold_batch_norm, fold_constants, prune
 from tilefuse.passes.fusion import fuse_epilogues, merge_pads, unfuse
+from tilefuse.passes.narrow import widen_narrow_layers
 from tilefuse.passes.placement import Placement, concat_placements
 from tilefuse.passes.resizing import lower_resizes
-from tilefuse.passes.subpixel import narrow_transposed_convolutions
 
 __all__ = [
     "Placement",
@@ -20,7 +20,7 @@ __all__ = [
     "fuse_epilogues",
     "lower_resizes",
     "merge_pads",
-    "narrow_transposed_convolutions",
     "prune",
     "unfuse",
+    "widen_narrow_layers",
 ]
