@@ -100,7 +100,9 @@ def measure(case: Case, peers: Sequence[Peer], *, rounds: int, budget_s: float) 
     contending = contenders(estimates, {peer.name for peer in peers if peer.precision == "fp32"})
     timed_calls: dict[str, Call] = {**calls, **{name: directs[name] for name in contending}}
     seconds = {name: [estimate] for name, estimate in estimates.items()}
-    seconds |= interleave(timed_calls, rounds=rounds, budget_s=budget_s)
+    # Time for three rounds, however slow the net.
+    enough_s = 2.5 * (sum(first_s[name] for name in calls) + sum(estimates[name] for name in contending))
+    seconds |= interleave(timed_calls, rounds=rounds, budget_s=max(budget_s, enough_s))
     found: dict[str, Row] = {name: _timing(seconds[name], first_s[name]) for name in seconds}
     for name, result in {**{name: call() for name, call in calls.items()}, **results}.items():
         found[name] |= quality(result, expected)
