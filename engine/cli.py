@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from types import FrameType
 
@@ -185,6 +186,7 @@ def doctor(as_json: bool) -> None:
 @click.option("--seed", default=0, show_default=True, help="Seed of pictures, crops and weights.")
 @click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
 @click.option("--loss", default=None, help="Of a GAN: minimax, non_saturating, hinge or wasserstein.")
+@click.option("--overwrite", is_flag=True, help="Replace a checkpoint that exists.")
 @click.option("--evaluate", default=None, metavar="MODEL", help="Measure a bundled model, a checkpoint, or all.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line a step, or a model.")
 def train(
@@ -195,6 +197,7 @@ def train(
     seed: int,
     resume: bool,
     loss: str | None,
+    overwrite: bool,
     evaluate: str | None,
     as_json: bool,
 ) -> None:
@@ -210,7 +213,17 @@ def train(
         raise UsageError("name a recipe and the checkpoint to write: tilefuse train RECIPE -o model.safetensors")
     from tilefuse.commands.train import train_recipe
 
-    train_recipe(recipe, output, device=device, steps=steps, seed=seed, resume=resume, loss=loss, as_json=as_json)
+    train_recipe(
+        recipe,
+        output,
+        device=device,
+        steps=steps,
+        seed=seed,
+        resume=resume,
+        loss=loss,
+        overwrite=overwrite,
+        as_json=as_json,
+    )
 
 
 @cli.command()
@@ -305,14 +318,19 @@ def main() -> None:
 
 def _run_cli() -> None:
     try:
-        cli.main(standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except TilefuseError as error:
-        _fail(str(error), error.exit_code)
+        from tilefuse.images.outputs import shown
+
+        # Names of files, and what libraries say, may hold anything.
+        _fail(shown(str(error)), error.exit_code)
     except MemoryError:
         _fail("memory ran out; give --memory a budget, or a smaller --tile", OUT_OF_MEMORY)
     except (KeyboardInterrupt, click.Abort):
@@ -324,6 +342,13 @@ def _run_cli() -> None:
         # The reader of our output went away; nothing is left to say to it.
         sys.stderr.close()
         sys.exit(0)
+
+
+def _warn(message: Warning | str, category: type[Warning], place: str, line: int, *_: object) -> None:
+    """Print a warning of ours as one line, and another's as Python does."""
+    ours = str(message).startswith("tilefuse: ")
+    text = f"{message}\n" if ours else warnings.formatwarning(message, category, place, line)
+    click.echo(text, err=True, nl=False)
 
 
 def _fail(message: str, code: int) -> None:

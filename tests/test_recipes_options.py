@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from tilefuse.cli import cli
 from tilefuse.errors import DeviceError, ModelError, UsageError
 from tilefuse.export import recipes
 from tilefuse.export.recipes import catalogue, digits, photographs
@@ -67,6 +69,31 @@ def test_what_cannot_be_written_is_said_before_training(
     with pytest.raises(UsageError, match="nowhere does not exist"):
         recipes.train("gan-digits", **paths)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_weights_that_stand_are_replaced_only_when_asked(
+    resume: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[Path] = []
+
+    def begin(output: Path, **_: object) -> None:
+        began.append(output)
+        raise ModelError("it began")
+
+    monkeypatch.setattr(catalogue, "RUNS", {"gan-digits": begin})
+    output = tmp_path / "net.safetensors"
+    output.write_bytes(b"mine")
+    asked = ["train", "gan-digits", "-o", str(output), *(["--resume"] if resume else [])]
+    refused = CliRunner().invoke(cli, asked)
+    assert isinstance(refused.exception, UsageError)
+    assert "already exists" in str(refused.exception)
+    assert "--overwrite" in str(refused.exception)
+    assert began == []
+    allowed = CliRunner().invoke(cli, [*asked, "--overwrite"])
+    assert isinstance(allowed.exception, ModelError)
+    assert began == [output]
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("net.safetensors", b"mine")]
 
 
 @pytest.mark.filterwarnings("ignore:loadtxt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tilefuse.export.recipes import Report, StepRecord, TrainingReport, train, training_progress
+from tilefuse.images.outputs import shown
 
 
 def train_recipe(
@@ -22,17 +24,21 @@ def train_recipe(
     seed: int,
     resume: bool,
     loss: str | None,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Train, showing losses and validation; as JSON, a line a step and the scores as the last."""
+    run = partial(
+        train, recipe, output, device=device, steps=steps, seed=seed, resume=resume, loss=loss, overwrite=overwrite
+    )
     if as_json:
-        report = train(recipe, output, device=device, steps=steps, seed=seed, resume=resume, loss=loss, on_step=_echo)
+        report = run(on_step=_echo)
         click.echo(json.dumps({"output": str(output), **_scores(report)}))
         return
     with training_progress() as on_step:
-        report = train(recipe, output, device=device, steps=steps, seed=seed, resume=resume, loss=loss, on_step=on_step)
+        report = run(on_step=on_step)
     Console().print(_table(report))
-    click.echo(f"{output}: {report.parameters} parameters, {report.steps} steps in {report.seconds:.0f} s")
+    click.echo(f"{shown(output)}: {report.parameters} parameters, {report.steps} steps in {report.seconds:.0f} s")
 
 
 def _echo(done: StepRecord) -> None:

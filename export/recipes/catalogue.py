@@ -105,6 +105,7 @@ def train(
     on_step: Callable[[StepRecord], None] | None = None,
     json_log: str | os.PathLike[str] | None = None,
     loss: str | None = None,
+    overwrite: bool = False,
 ) -> Report:
     """Trains the recipe `name` and writes weights with metadata to `output` (safetensors).
 
@@ -112,19 +113,19 @@ def train(
     weights that the undisturbed run would have had. `steps` replaces the recipe's own number. `on_step` is called after
     each step, and `json_log` gets one JSON line a step. With one processor and one thread count the same seed gives the
     same weights. `loss` replaces the loss between generator and discriminator: minimax, non_saturating, hinge, or
-    wasserstein with its gradient penalty.
+    wasserstein with its gradient penalty. `overwrite` lets the weights take the place of what stands at `output`.
 
-    Raises UsageError for an unknown recipe, device or loss, no steps, or an output that can't be written; DeviceError
-    for a device that is not there; ModelError without the packages the data come from, where these are damaged, or when
-    the state belongs to another run.
+    Raises UsageError for an unknown recipe, device or loss, no steps, or an output that stands or can't be written;
+    DeviceError for a device that is not there; ModelError without the packages the data come from, where these are
+    damaged, or when the state belongs to another run.
     """
     if name not in RUNS:
         raise UsageError(f"no recipe is called {name!r}; the recipes are {', '.join(names())}")
     run = with_loss(name, loss).run if loss is not None else RUNS[name]
     place = training_device(device)
-    for path in (output, json_log):
-        if path is not None:
-            check_writable(path, overwrite=True)
+    check_writable(output, overwrite=overwrite)
+    if json_log is not None:
+        check_writable(json_log, overwrite=True)
     return run(
         Path(output),
         device=place,
