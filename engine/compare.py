@@ -17,6 +17,7 @@ from tilefuse.bench import DEFAULT, Row, Source, Trial, checked_names, machine_n
 from tilefuse.errors import BackendError, CapacityError, DeviceError, ModelError
 from tilefuse.images import Picture, picture_to_array, read_image
 from tilefuse.images.modes import full_scale
+from tilefuse.images.outputs import shown
 from tilefuse.model import Model
 from tilefuse.options import MEASURE_SECONDS
 from tilefuse.quality import max_levels, ssim
@@ -106,7 +107,7 @@ def compare(
     height, width = chosen.result.shape[:2]
     return Comparison(
         model=engine.model.name,
-        image=Path(image).name,
+        image=shown(Path(image).name),
         machine=machine_name(),
         input_size=(pixels.shape[1], pixels.shape[0]),
         output_size=(width, height),

@@ -215,8 +215,13 @@ def _versions() -> tuple[tuple[str, str], ...]:
 
     installed: dict[str, str] = {}
     for folder in sys.path:
-        # The names that installers give these folders say it; importlib.metadata parses files, for ten times as long.
-        for entry in os.listdir(folder or ".") if os.path.isdir(folder or ".") else ():
+        try:
+            # The names that installers give folders say it; importlib.metadata parses files, for ten times as long.
+            entries = os.listdir(folder or ".")
+        except OSError:
+            # Not there, an archive, or none of this user's: an import skips it as well.
+            continue
+        for entry in entries:
             stem, _, kind = entry.rpartition(".")
             if kind in ("dist-info", "egg-info"):
                 name, _, number = stem.partition("-")

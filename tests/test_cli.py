@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +16,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from rich.console import Console
 
 import tilefuse as tilefuse_package
 from tests.attacks import images as image_attacks
 from tests.attacks import models as model_attacks
 from tests.conftest import hear_interrupts
 from tilefuse import cli
+from tilefuse.commands import run
+from tilefuse.commands.inputs import Pair
+from tilefuse.commands.progress import Pixels
+from tilefuse.export.checkpoints import bundled
+from tilefuse.images.outputs import shown
 
 pytestmark = pytest.mark.thorough
 
@@ -86,6 +94,8 @@ def test_a_folder_goes_into_a_folder(picture: Path, tmp_path: Path) -> None:
     for name in ("a.png", "b.jpg", "c.bmp"):
         Image.open(picture).save(folder / name)
     (folder / "notes.txt").write_text("not an image")
+    (folder / "._a.png").write_text("what macOS leaves beside a picture")
+    (folder / "a folder.png").mkdir()
     assert tilefuse("run", folder, "-o", out, "-m", MODEL).exit_code == 0
     assert sorted(p.name for p in out.iterdir()) == ["a.png", "b.jpg", "c.png"]
     one_line(tilefuse("run", folder, "-o", out, "-m", MODEL), 2, "already exists")
@@ -100,6 +110,40 @@ def test_one_bad_image_of_many_fails_alone(picture: Path, tmp_path: Path) -> Non
     assert [p.name for p in out.iterdir()] == ["in.png"]
     assert "bad.png" in result.stderr
     assert "1 of 2 images failed" in result.stderr
+
+
+# A line break, and what rich takes for an emoji and for markup, in a path its end too.
+ODD_NAME = "a\nb:smile:[red]c[/nope]画"
+
+
+@pytest.mark.parametrize("name", [ODD_NAME, b"\xff".decode(errors="surrogateescape")], ids=ascii)
+def test_any_name_of_a_file_is_told_in_one_line(name: str, picture: Path, tmp_path: Path) -> None:
+    source, out, bad = (tmp_path / f"{name}{end}" for end in (".png", "-x4.png", "-bad.png"))
+    source.parent.mkdir(exist_ok=True)
+    picture.rename(source)
+    bad.write_bytes(b"no image")
+    done = tilefuse("run", source, "-o", out, "-m", MODEL, "--explain")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.startswith(f"{shown(out)}: 128x96 in ")
+    assert done.stderr.count("\n") == 1
+    one_line(tilefuse("run", bad, "-o", tmp_path / "none.png", "-m", MODEL), 3, f"{shown(bad)}: ")
+    one_line(tilefuse("run", tmp_path / f"{name}.no", "-o", out, "-m", MODEL, "--overwrite"), 3, ".no: no")
+    one_line(tilefuse("info", bad), 4)
+    many = tilefuse("run", source, bad, "-o", tmp_path / "out", "-m", MODEL)
+    assert (many.exit_code, many.stderr.count("\n")) == (7, 2)
+    screen = io.StringIO()
+    with run.progress_bars(Console(file=screen, force_terminal=True, width=200), disable=False) as bars:
+        Pixels.of(bars, [Pair(source, out)])
+    assert shown(source.name) in screen.getvalue()
+
+
+def test_any_name_of_a_model_is_told(tmp_path: Path) -> None:
+    model = tmp_path / f"{ODD_NAME}.safetensors"
+    model.parent.mkdir()
+    shutil.copy(bundled()[MODEL], model)
+    described = tilefuse("info", model)
+    assert described.exit_code == 0, described.output
+    assert shown(model.name) in described.stdout
 
 
 def test_two_inputs_of_one_name_are_refused(picture: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests import vocabulary
+from tilefuse.backends import pixels as pixels_module
 from tilefuse.backends import registry
 from tilefuse.backends.base import Precision
 from tilefuse.backends.pixels import (
@@ -78,6 +79,7 @@ def test_the_caller_owns_the_result(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_non_finite_value_is_told(name: str, bad: float) -> None:
     graph = vocabulary.compact()
@@ -105,6 +107,31 @@ def test_interleaving_and_rounding() -> None:
     assert to_pixels(values, np.dtype(np.uint8)).tolist() == [[[[0, 64], [2, 128], [0, 191], [255, 255]]]]
     planes = np.arange(24, dtype=np.uint16).reshape(2, 3, 2, 2)
     assert np.array_equal(interleaved(planes), planes.transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(
+    ("shape", "passes"),
+    [
+        ((1, 1, 1024, 1024), 1),
+        ((1, 1, 1025, 1024), 2),
+        ((1, 3, 700, 1000), 3),
+        ((3, 2, 350, 300), 1),
+        ((3, 2, 1200, 300), 3),
+        # A row that is more than a pass goes alone.
+        ((1, 1, 3, 1_100_000), 3),
+    ],
+)
+def test_passes_meet_without_a_gap(shape: tuple[int, ...], passes: int, dtype: type) -> None:
+    rows = max(1, pixels_module._PASS_BYTES // (4 * shape[0] * shape[1] * shape[3]))
+    assert -(-shape[2] // rows) == passes
+    values = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 1.2 - 0.1
+    kept, full = values.clone(), np.iinfo(dtype).max
+    whole = np.clip(np.rint(values.numpy() * np.float32(full)), 0, full).astype(dtype)
+    found = to_pixels(values, np.dtype(dtype))
+    assert found.dtype == dtype
+    assert np.array_equal(found, whole.transpose(0, 2, 3, 1))
+    assert torch.equal(values, kept), "the caller's values were changed"
 
 
 def test_finiteness_in_one_pass() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -289,6 +290,69 @@ def test_a_job_that_repays_it_is_measured_once(
     assert len(fake.calls) == 1
 
 
+@pytest.mark.parametrize(
+    ("predicted_s", "options", "asked"),
+    [
+        (31.0, {}, True),
+        (29.0, {}, False),
+        (0.4, {"measure_seconds": 0.1}, True),
+        (1e6, {"measure_seconds": 0}, False),
+        (1e6, {"halo": 2}, False),
+    ],
+)
+def test_only_what_repays_measuring_is_measured(
+    module: nn.Module,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    predicted_s: float,
+    options: dict[str, Any],
+    asked: bool,
+) -> None:
+    fake = verdict_for("torch_eager")
+    monkeypatch.setattr(selection, "measure", fake.measure)
+    monkeypatch.setattr(selection, "predicted_image_seconds", lambda *_: predicted_s)
+    tilefuse.load(module, cache_dir=tmp_path, **options)(PICTURE)
+    assert bool(fake.calls) == asked
+
+
+def test_what_is_asked_of_a_measurement(module: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = verdict_for("torch_eager")
+    monkeypatch.setattr(selection, "measure", fake.measure)
+    monkeypatch.setattr(selection, "predicted_image_seconds", lambda *_: 1e6)
+    engine = tilefuse.load(module, cache_dir=tmp_path, memory="700MiB", precision="bf16", tile=8)
+    engine(PICTURE)
+    # An image of the same bucket asks nothing anew.
+    engine(PICTURE[:-1, :-3])
+    (unasked,) = fake.calls
+    assert "inductor" not in unasked.backends
+    assert len(unasked.backends) > 1
+    assert (unasked.memory, unasked.policy, unasked.tile) == (700 << 20, "bf16", 8)
+    assert (unasked.subject.height, unasked.subject.width, unasked.budget_s) == (40, 60, 10.0)
+    # Asked for, everything is measured, of a corner.
+    engine.warm(3000, 50)
+    assert fake.calls[-1].backends == allowed_backends("auto")
+    assert (fake.calls[-1].subject.height, fake.calls[-1].subject.width) == (2048, 50)
+    assert len(engine.plan(3000, 50).why) > 1
+    engine.warm(3000, 50, seconds=3.0)
+    assert fake.calls[-1].budget_s == 3.0
+    # The only one that is allowed is measured, even if it compiles.
+    monkeypatch.setenv("TILEFUSE_BACKENDS", "inductor")
+    tilefuse.load(module, cache_dir=tmp_path / "forced")(PICTURE)
+    assert fake.calls[-1].backends == ("inductor",)
+
+
+@pytest.mark.parametrize("changed", [{"precision": "fp32"}, {"tile": 16}, {"backend": "torch_eager"}], ids=str)
+def test_another_question_is_measured_anew(
+    module: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
+) -> None:
+    fake = verdict_for("torch_eager", 24)
+    monkeypatch.setattr(selection, "measure", fake.measure)
+    tilefuse.load(module, cache_dir=tmp_path).warm(40, 60)
+    files = set((tmp_path / "verdicts").iterdir())
+    tilefuse.load(module, cache_dir=tmp_path, **changed).warm(40, 60)
+    assert len(set((tmp_path / "verdicts").iterdir()) - files) == 1
+
+
 @pytest.mark.parametrize("changed", ["_versions", "_device_name", "_driver", "cpu_threads"])
 def test_a_changed_machine_is_measured_anew(
     module: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
@@ -309,7 +373,18 @@ def test_the_versions_are_those_that_are_installed(tmp_path: Path, monkeypatch: 
     assert "torch" in found
     # The first folder of the path wins, as it does for an import.
     (tmp_path / "onnxruntime_gpu-9.9.dist-info").mkdir()
-    monkeypatch.setattr(sys, "path", [str(tmp_path / "none"), str(tmp_path)])
+    (tmp_path / "archive.zip").write_bytes(b"")
+    listdir = os.listdir
+
+    def forbidding(folder: str) -> list[str]:
+        if folder == "/another's":
+            raise PermissionError(13, "Permission denied")
+        return listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", forbidding)
+    monkeypatch.setattr(
+        sys, "path", [str(tmp_path / "none"), "/another's", str(tmp_path / "archive.zip"), str(tmp_path)]
+    )
     assert dict(selection._versions.__wrapped__()) == {"tilefuse": tilefuse.__version__, "onnxruntime-gpu": "9.9"}
 
 

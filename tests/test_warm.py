@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from tests.test_cli import tilefuse as command
+from tilefuse.commands import doctor
 from tilefuse.commands.warm import warm
 from tilefuse.errors import UsageError
 
@@ -38,6 +41,27 @@ def test_what_was_measured_serves_the_next_run(tmp_path: Path, monkeypatch: pyte
     assert run.returncode == 0, run.stderr
     assert f"{chosen['backend']} in fp32: recorded at 70x50" in run.stdout
     assert "chosen" in run.stdout
+
+
+def test_a_cache_that_can_not_be_written_is_told_once_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("mine")
+    monkeypatch.setenv("TILEFUSE_BACKENDS", "torch_eager")
+    done = command("warm", "espcn-x2", *("--size", "70x50") * 2, "--seconds", "0.2", "--cache-dir", tmp_path / "cache")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"tilefuse: the choice can't be recorded in {tmp_path / 'cache'}")
+    assert (tmp_path / "cache").read_text() == "mine"
+
+
+def test_another_librarys_warning_is_shown_as_python_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def warned() -> dict[str, object]:
+        warnings.warn("theirs", UserWarning, stacklevel=1)
+        return {"serving": ["torch_eager"]}
+
+    monkeypatch.setattr(doctor, "examine", warned)
+    assert "UserWarning: theirs" in command("doctor", "--json").stderr
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from rich.table import Column, Table
 
 from tilefuse.bench import Bench, Row, bench
 from tilefuse.errors import UsageError
-from tilefuse.images.outputs import check_writable, replacing
+from tilefuse.images.outputs import check_writable, replacing, shown
 from tilefuse.machine import format_bytes
 
 _MAX_EDGE = 32768
@@ -62,11 +62,13 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def print_bench(measured: Bench) -> None:
     """Print one table a size, the fastest first, then the ceilings."""
-    out = Console(highlight=False)
+    out = Console(highlight=False, emoji=False)
     if not out.is_terminal:
         # A file or a pipe has no width to fold the columns into.
-        out = Console(highlight=False, width=_FILE_COLUMNS)
-    out.print(f"{measured.model} on {measured.machine}; median of up to {measured.rounds} interleaved rounds")
+        out = Console(highlight=False, emoji=False, width=_FILE_COLUMNS)
+    out.print(
+        f"{escape(shown(measured.model))} on {measured.machine}; median of up to {measured.rounds} interleaved rounds"
+    )
     for size in dict.fromkeys(row.size for row in measured.rows):
         rows = [row for row in measured.rows if row.size == size]
         out.print(_table(size, [row for row in rows if row.timing]))

@@ -10,6 +10,7 @@ import click
 import tilefuse
 from tilefuse.classification import Classification
 from tilefuse.images import quiet_decoders, read_image
+from tilefuse.images.outputs import shown
 
 SHOWN = 3
 
@@ -35,4 +36,4 @@ def _as_json(source: str, found: Classification) -> str:
 def _as_text(source: str, found: Classification) -> str:
     ranked = sorted(range(len(found.confidences)), key=lambda label: -found.confidences[label])[:SHOWN]
     others = ", ".join(f"{label} {found.confidences[label]:.1%}" for label in ranked[1:])
-    return f"{source}: {found.label} ({found.confidence:.1%}); next {others}"
+    return f"{shown(source)}: {found.label} ({found.confidence:.1%}); next {others}"

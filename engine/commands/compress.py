@@ -18,6 +18,7 @@ from tilefuse.compression import (
     read_compressed,
 )
 from tilefuse.images import check_output, quiet_decoders
+from tilefuse.images.outputs import shown
 
 
 def compress_image(
@@ -47,10 +48,10 @@ def _tell(done: Compression, as_json: bool) -> None:
         click.echo(json.dumps(_fields(done)))
         return
     for note in done.notes:
-        click.echo(f"tilefuse: {done.input.name}: {note}", err=True)
+        click.echo(shown(f"tilefuse: {done.input.name}: {note}"), err=True)
     quality = "" if done.psnr_db is None else f", PSNR {done.psnr_db:.2f} dB"
     click.echo(
-        f"{done.output}: {done.width}x{done.height}, {done.file_bytes} bytes coded, "
+        f"{shown(done.output)}: {done.width}x{done.height}, {done.file_bytes} bytes coded, "
         f"{done.bits_per_pixel:.3f} bits a pixel{quality}"
     )
 

@@ -12,6 +12,7 @@ from tilefuse.backends.registry import BACKENDS, notes
 from tilefuse.cost import flops, weight_bytes
 from tilefuse.errors import ModelError
 from tilefuse.export.checkpoints import bundled
+from tilefuse.images.outputs import shown
 from tilefuse.machine import format_bytes
 from tilefuse.model import Model
 from tilefuse.planner import input_shapes
@@ -62,7 +63,7 @@ def _geometry(model: Model) -> dict[str, Any] | str:
 def print_model(described: dict[str, Any]) -> None:
     """Print what `describe_model` found."""
     table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("model", described["model"])
+    table.add_row("model", shown(described["model"]))
     for key, value in described["details"].items():
         table.add_row(key, value)
     if "parameters" in described:
@@ -75,13 +76,13 @@ def print_model(described: dict[str, Any]) -> None:
         table.add_row("images", geometry)
     else:
         for key, value in geometry.items():
-            shown = ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
-            table.add_row(key.replace("_", " "), shown)
+            text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+            table.add_row(key.replace("_", " "), text)
     for name, reason in described["backends"].items():
         table.add_row(f"backend {name}", "can serve" if reason is None else f"can't serve: {reason}")
         for note in described["notes"].get(name, ()):
             table.add_row("", note)
-    Console(soft_wrap=True, highlight=False).print(table)
+    Console(soft_wrap=True, highlight=False, markup=False, emoji=False).print(table)
 
 
 def list_models() -> list[dict[str, Any]]:

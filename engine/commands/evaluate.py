@@ -26,7 +26,7 @@ def evaluate_models(source: str, *, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(_fields(measured)))
         else:
-            Console().print(_table(measured))
+            Console(markup=False, emoji=False).print(_table(measured))
 
 
 def _fields(measured: Measurement) -> dict[str, object]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from tilefuse.export.onnx import ExportReport, Sizes, to_onnx
+from tilefuse.images.outputs import shown
 
 
 def export_model(
@@ -44,7 +45,7 @@ def export_model(
 def _lines(report: ExportReport) -> list[str]:
     kept = f", {report.kept_fp32} nodes kept in fp32" if report.kept_fp32 else ""
     lines = [
-        f"{report.path}: {report.precision}, opset {report.opset}, {report.file_bytes} bytes{kept}",
+        f"{shown(report.path)}: {report.precision}, opset {report.opset}, {report.file_bytes} bytes{kept}",
         f"{_values(report.inputs)} -> {_values(report.outputs)}",
     ]
     for check in report.checks:

@@ -61,7 +61,8 @@ def pair_files(inputs: Sequence[str], output: str, *, overwrite: bool, resume: b
 def _expand(name: str) -> list[Path]:
     path = Path(name)
     if _is_folder(path):
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in READABLE)
+        # Hidden files are none of the user's own: macOS leaves one beside each picture on foreign disks.
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in READABLE and _is_listed(p))
         if not found:
             raise ImageError(f"{name}: a directory without images ({', '.join(READABLE)})")
         return found
@@ -75,6 +76,10 @@ def _expand(name: str) -> list[Path]:
 
 def _result_name(source: Path) -> str:
     return source.name if source.suffix.lower() in (*FORMATS, *RASTER_SUFFIXES) else f"{source.stem}.png"
+
+
+def _is_listed(path: Path) -> bool:
+    return not path.name.startswith(".") and not _is_folder(path)
 
 
 def _is_folder(path: Path) -> bool:

@@ -55,6 +55,7 @@ def compare(
 ) -> None:
     """Show what every backend makes of IMAGE: one HTML file with pictures, differences, speed and memory."""
     from tilefuse.commands.compare import write_report
+    from tilefuse.images.outputs import shown
 
     write_report(
         model,
@@ -66,4 +67,4 @@ def compare(
         measure_seconds=measure_seconds,
         overwrite=overwrite,
     )
-    click.echo(f"{output}: open it in a browser")
+    click.echo(f"{shown(output)}: open it in a browser")

@@ -10,6 +10,7 @@ from threading import Lock
 from rich.progress import Progress, TaskID
 
 from tilefuse.commands.inputs import Pair
+from tilefuse.images.outputs import shown
 from tilefuse.storage import probe
 
 
@@ -35,7 +36,7 @@ class Pixels:
             for pair in pairs:
                 found = probe(pair.source)
                 sizes[pair.output] = found[0] * found[1] if found else 0
-        title = pairs[0].source.name if len(pairs) == 1 else f"{len(pairs)} images"
+        title = shown(pairs[0].source.name) if len(pairs) == 1 else f"{len(pairs)} images"
         return cls(bars, bars.add_task(title, total=None), sizes, dict.fromkeys(sizes, 0.0), {}, Lock())
 
     def planned(self, pair: Pair, pixels: int) -> None:
@@ -54,7 +55,7 @@ class Pixels:
         """Say how many of a result's rows are encoded."""
         with self.lock:
             if pair.output not in self.encoding:
-                self.encoding[pair.output] = self.bars.add_task(f"encoding {pair.output.name}", total=total)
+                self.encoding[pair.output] = self.bars.add_task(f"encoding {shown(pair.output.name)}", total=total)
             self.bars.update(self.encoding[pair.output], completed=rows)
 
     def ended(self, pair: Pair) -> None:

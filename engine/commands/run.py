@@ -21,6 +21,7 @@ from tilefuse.commands.inputs import Pair, pair_files
 from tilefuse.commands.progress import Pixels
 from tilefuse.errors import ImageError, TilefuseError, UsageError
 from tilefuse.images import Picture, quiet_decoders, read_image
+from tilefuse.images.outputs import shown
 from tilefuse.interruptible import THREAD_NAME
 from tilefuse.job_files import JobFiles
 from tilefuse.machine import available_memory, parse_bytes
@@ -71,16 +72,8 @@ def run_files(inputs: Sequence[str], output: str, options: RunOptions) -> int:
         raise ImageError(f"{pairs[0].source}: no such file; check the path")
     jobs = min(options.jobs, len(pairs))
     engine = tilefuse.load(options.model, **_shared(options.load, jobs))  # type: ignore[arg-type]
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not options.show_progress,
-    )
     errors: list[TilefuseError] = []
-    with bars:
+    with progress_bars(Console(stderr=True), disable=not options.show_progress) as bars:
         pixels = Pixels.of(bars, pairs)
         if jobs == 1:
             for pair in pairs:
@@ -92,6 +85,12 @@ def run_files(inputs: Sequence[str], output: str, options: RunOptions) -> int:
     if len(errors) == len(pairs) and len({error.exit_code for error in errors}) == 1:
         return errors[0].exit_code
     return SOME_FAILED if errors else 0
+
+
+def progress_bars(console: Console, *, disable: bool) -> Progress:
+    """Make the bars of a run. Their titles are names of files, which are shown as they are."""
+    title = TextColumn("{task.description}", markup=False)
+    return Progress(title, BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=console, disable=disable)
 
 
 def _shared(load: Mapping[str, str | float | None], jobs: int) -> dict[str, str | float | None]:
@@ -134,7 +133,7 @@ def _collect(
             raise
         errors.append(error)
         _event(options, "error", source=str(pair.source), message=str(error), code=error.exit_code)
-        click.echo(f"tilefuse: {error}", err=True)
+        click.echo(f"tilefuse: {shown(str(error))}", err=True)
     finally:
         pixels.ended(pair)
 
@@ -176,9 +175,9 @@ def _run_one(engine: Engine, pair: Pair, options: RunOptions, pixels: Pixels) ->
     if options.as_json:
         return
     for note in report.notes:
-        click.echo(f"tilefuse: {pair.source.name}: {note}", err=True)
+        click.echo(shown(f"tilefuse: {pair.source.name}: {note}"), err=True)
     if options.show_progress or options.explain:
-        pixels.bars.console.print(_summary(report), highlight=False, soft_wrap=True)
+        pixels.bars.console.print(_summary(report), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def _read_quietly(path: str | os.PathLike[str]) -> Picture:
@@ -192,7 +191,7 @@ def _summary(report: Report) -> str:
     speed = plan.height * plan.width / 1e6 / max(report.seconds, 1e-9)
     kind = " (approximate)" if report.approximate else ""
     return (
-        f"{report.output}: {plan.output_width}x{plan.output_height}{kind} in {report.seconds:.2f} s, "
+        f"{shown(report.output)}: {plan.output_width}x{plan.output_height}{kind} in {report.seconds:.2f} s, "
         f"{speed:.2f} input MP/s"
     )
 

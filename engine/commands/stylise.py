@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tilefuse.export.stylisation import StyleLosses, stylise
 from tilefuse.images import Picture, check_output, picture_from_array, quiet_decoders, read_image, write_image
+from tilefuse.images.outputs import shown
 
 
 def stylise_file(
@@ -42,8 +43,9 @@ def stylise_file(
         return
     for picture, name in zip(pictures, (content, style), strict=True):
         if picture.alpha is not None:
-            click.echo(f"tilefuse: {name}: transparency is left out", err=True)
-    click.echo(f"{output}: {steps} steps; {_text(result.after)}; the content itself: style {result.before.style:.4f}")
+            click.echo(f"tilefuse: {shown(name)}: transparency is left out", err=True)
+    losses = f"{_text(result.after)}; the content itself: style {result.before.style:.4f}"
+    click.echo(f"{shown(output)}: {steps} steps; {losses}")
 
 
 def _eight_bit_colour(picture: Picture) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:

@@ -83,7 +83,7 @@ def _temporary_beside(path: str | os.PathLike[str]) -> Path:
 
 def _unwritable(path: str | os.PathLike[str], error: OSError | ValueError) -> UsageError:
     folder = Path(path).parent
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) and not folder.exists():
         return UsageError(f"{shown(path)}: the folder {shown(folder)} does not exist; create it first")
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     return UsageError(f"{shown(path)}: can't be written ({reason}); choose a folder you may write to, with free space")
