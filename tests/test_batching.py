@@ -131,6 +131,47 @@ def test_batches_that_do_not_fit_are_given_up_once(graph: Graph, undisturbed: np
     assert batch.notes == ("memory ran out in batches of 4 windows: they were run one by one",)
 
 
+@pytest.mark.parametrize("kind", ["float", "integer"])
+def test_windows_of_several_images_stay_together(kind: str) -> None:
+    class Negated:
+        def run(self, tile: Any) -> tuple[Any, bool]:
+            assert len(tile) == 8, "not the compiled shape"
+            return 255 - tile, True
+
+        def crop(self, result: Any, rows: slice, columns: slice) -> Any:
+            return result
+
+    shape = (2, 3, 5, 4) if kind == "float" else (2, 5, 4, 3)
+    tiles: list[Any] = list(np.random.default_rng(0).integers(0, 256, (3, *shape)).astype(np.uint8))
+    if kind == "float":
+        tiles = [torch.from_numpy(tile).float() for tile in tiles]
+    results = Batch(4, Negated).run(tiles)
+    assert results is not None
+    assert len(results) == len(tiles)
+    for tile, result in zip(tiles, results, strict=True):
+        assert type(result) is type(tile)
+        assert np.array_equal(result, 255 - tile)
+
+
+def test_what_was_compiled_for_a_batch_that_does_not_fit_is_given_up_once() -> None:
+    class Full:
+        def run(self, tile: Tensor) -> tuple[Tensor, bool]:
+            raise MemoryError
+
+        def crop(self, result: Tensor, rows: slice, columns: slice) -> Tensor:
+            return result
+
+    events: list[str] = []
+
+    def make() -> Full:
+        events.append("made")
+        return Full()
+
+    batch: Batch[Tensor] = Batch(2, make, lambda: events.append("forgotten"))
+    assert [batch.run([torch.zeros(1, 1, 4, 4)] * 2) for _ in range(2)] == [None, None]
+    assert events == ["made", "forgotten"]
+
+
 @pytest.mark.parametrize("harm", [float("nan"), float("inf")])
 def test_a_window_that_is_not_finite_is_redone_in_fp32_alone(
     graph: Graph, undisturbed: np.ndarray, harm: float

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +109,22 @@ def test_an_error_of_the_encoder_is_told_to_the_block() -> None:
     with pytest.raises(CapacityError, match="full"), beside(encode, gate):
         pass
     assert not encoding()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux")
+@pytest.mark.parametrize("forbidden", [False, True])
+def test_the_encoder_steps_back_where_it_may(forbidden: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if forbidden:
+        monkeypatch.setattr(os, "setpriority", refuse)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    seen: list[int] = []
+    with beside(lambda: seen.append(os.getpriority(os.PRIO_PROCESS, 0)), RowGate(GRID, (), never)):
+        pass
+    assert seen == [before if forbidden else min(19, before + 5)]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def encoding() -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import tilefuse
 from tests.conftest import Compare
@@ -16,6 +18,7 @@ from tilefuse.machine import parse_bytes
 from tilefuse.memory import ArrayReader, ArrayWriter
 from tilefuse.row_planner import row_grid
 from tilefuse.row_windows import run_rows
+from tilefuse.tiling import Window
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (75, 42, 3), np.uint8)
 
@@ -53,11 +56,37 @@ def test_a_pass_may_begin_in_the_middle(deep: nn.Module) -> None:
     cut = row_grid(model, 75, 42, 8)
     assert len(cut) > 3
     result = np.zeros((1, *cut.output, 3), np.uint8)
-    reader, writer = ArrayReader(IMAGE[None], 3), ArrayWriter(result)
-    for windows in ([2, 3], [0, 1], range(4, len(cut))):
-        run_rows(model.graph, cut, reader, writer, "cpu", None, windows)
+    # Each window that does not follow the one before it begins another pass.
+    order = [2, 3, 0, 1, *range(4, len(cut))]
+    run_rows(model.graph, cut, ArrayReader(IMAGE[None], 3), ArrayWriter(result), "cpu", None, order)
     whole = tilefuse.load(deep, backend="torch_eager", tile=0)(IMAGE)
     assert np.abs(result[0].astype(int) - whole).max() <= 1
+
+
+def test_readers_serve_one_thread_at_a_time(deep: nn.Module) -> None:
+    """A pass that begins in the middle reads rows itself, while the next window is being read."""
+    model = tilefuse.load(deep).model
+    assert model.graph is not None
+    cut = row_grid(model, 75, 42, 8)
+    inner, busy, overlaps, reads = ArrayReader(IMAGE[None], 3), threading.Lock(), list[int](), list[int]()
+
+    class Reader:
+        def read(self, window: Window) -> Tensor:
+            reads.append(window.y.start)
+            if not busy.acquire(blocking=False):
+                overlaps.append(window.y.start)
+                return inner.read(window)
+            try:
+                time.sleep(0.02)
+                return inner.read(window)
+            finally:
+                busy.release()
+
+    writer = ArrayWriter(np.zeros((1, *cut.output, 3), np.uint8))
+    order = list(range(2, len(cut), 2))
+    run_rows(model.graph, cut, Reader(), writer, "cpu", None, order)
+    assert len(reads) > len(order), "no pass had to read rows itself"
+    assert overlaps == []
 
 
 def test_rows_take_over_where_windows_would_overlap_too_much(deep: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import stat
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tilefuse import verdicts
 from tilefuse.candidates import Candidate
 from tilefuse.errors import UsageError
 from tilefuse.measurement import Measurement
@@ -27,7 +29,10 @@ VERDICT = Verdict(
     (
         Measurement(Candidate("openvino", "bf16", 1, 2, 96), (104, 104), 0.2, 0.01, 1.0, 66.0, 2.5),
         Measurement(Candidate("ncnn", "fp32", 2), (48, 64), 0.4, 0.4, 0.0, math.inf),
-        Measurement(Candidate("torch_eager", "bf16", 2), (48, 64), reason="it differs"),
+        Measurement(
+            Candidate("torch_eager", "bf16", 2), (48, 64), None, None, math.inf, -math.inf, reason="it differs"
+        ),
+        Measurement(Candidate("onnxruntime", "fp32", 2), (48, 64)),
     ),
 )
 
@@ -84,6 +89,70 @@ def test_a_damaged_or_foreign_file_is_ignored_and_said_so(tmp_path: Path, damage
     # What is measured then takes its place.
     record(tmp_path, KEY, VERDICT)
     assert recall(tmp_path, KEY).verdict == VERDICT
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("candidate", "backend"), 7),
+        (("candidate", "threads"), True),
+        (("candidate", "workers"), 0),
+        (("candidate", "batch"), 0),
+        (("candidate", "tile"), 1 << 31),
+        (("window",), [104, 104, 3]),
+        (("window",), [104]),
+        (("reason",), 5),
+        (("window_seconds",), 0),
+        (("window_seconds",), "inf"),
+        (("levels",), "nan"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else str(value),
+)
+def test_a_field_that_cannot_be_is_ignored_and_said_so(tmp_path: Path, place: tuple[str, ...], value: object) -> None:
+    path, plain = recorded(tmp_path)
+    field = plain["verdict"]["measurements"][0]
+    for name in place[:-1]:
+        field = field[name]
+    field[place[-1]] = value
+    path.write_text(json.dumps(plain))
+    found = recall(tmp_path, KEY)
+    assert found.verdict is None
+    assert "damaged or foreign" in found.note
+
+
+def test_more_measurements_than_are_ever_made_are_ignored(tmp_path: Path) -> None:
+    path, plain = recorded(tmp_path)
+    plain["verdict"]["measurements"] *= 100
+    path.write_text(json.dumps(plain))
+    assert "no list of measurements" in recall(tmp_path, KEY).note
+
+
+def test_a_file_of_another_format_answers_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _ = recorded(tmp_path)
+    monkeypatch.setattr(verdicts, "_FORMAT", verdicts._FORMAT + 1)
+    assert recall(tmp_path, KEY).verdict is None
+    # Under the name that the new format asks for, too.
+    (tmp_path / verdicts._name(KEY)).write_bytes(path.read_bytes())
+    assert "another question" in recall(tmp_path, KEY).note
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_writing_that_fails_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    record(tmp_path, KEY, VERDICT)
+    before = [(path.name, path.read_bytes()) for path in tmp_path.iterdir()]
+    monkeypatch.setattr(os, "replace", fail)
+    if isinstance(error, OSError):
+        with pytest.warns(UserWarning, match="No space left"):
+            assert "No space left" in record(tmp_path, KEY, VERDICT)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            record(tmp_path, KEY, VERDICT)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == before
 
 
 def test_a_backend_that_is_gone_can_still_be_read(tmp_path: Path) -> None:
