@@ -65,6 +65,8 @@ def measure(task: Task) -> tuple[Measurement, ...]:
     told = {measurement.candidate.backend for measurement in finals}
     scaled = [_scaled(m, task) for m in first if m.candidate.backend not in told]
     right = sorted((*finals, *scaled), key=lambda m: m.seconds or math.inf)
+    known = {measurement.candidate for measurement in scaled}
+    late = [measurement for measurement in late if measurement.candidate not in known]
     return (*right, *late, *refused)
 
 

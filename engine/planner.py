@@ -155,7 +155,7 @@ def plan(
     whole_only = bool(footprint.global_ops) and request.halo_px is None
     if whole_only and (request.tile or request.windows_only):
         raise CapacityError(
-            f"tiling is refused: {_listed(footprint.global_ops)} sees the whole image. "
+            f"tiling is refused: {_seeing(footprint.global_ops)} the whole image. "
             "Use tile 0, or give a halo in pixels and accept an approximate result"
         )
     tiles: Sequence[int] = TILE_CANDIDATES if request.windows_only else (0, *TILE_CANDIDATES)
@@ -258,7 +258,7 @@ def _why_tile(best: Layout, all_: Sequence[Layout], request: Request, footprint:
     if request.tile is not None:
         return f"tile {best.tile}: as asked"
     if whole:
-        return f"whole image: {_listed(footprint.global_ops)} sees all of it"
+        return f"whole image: {_seeing(footprint.global_ops)} all of it"
     image_px = best.grid.padded[0] * best.grid.padded[1]
     computed = len(best.grid) * best.grid.window[0] * best.grid.window[1] / image_px
     too_large = sum(1 for c in all_ if c.peak_bytes > request.memory)
@@ -275,7 +275,7 @@ def _does_not_fit(footprint: Footprint, request: Request, least: Layout, whole_o
     where += "one window" if len(least.grid) == 1 else f"windows of {least.grid.window[1]}x{least.grid.window[0]}"
     if whole_only:
         return (
-            f"{where} {needs}, and tiling is refused: {_listed(footprint.global_ops)} sees the whole image. "
+            f"{where} {needs}, and tiling is refused: {_seeing(footprint.global_ops)} the whole image. "
             f"Allow at least {enough}, or give a halo in pixels and accept an approximate result"
         )
     if request.tile is not None:
@@ -283,5 +283,6 @@ def _does_not_fit(footprint: Footprint, request: Request, least: Layout, whole_o
     return f"{where} {needs}, and no smaller window helps. Allow at least {enough}"
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _seeing(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more} {'sees' if len(names) == 1 else 'see'}"

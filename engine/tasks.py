@@ -74,11 +74,11 @@ def measured_table(measurements: Sequence[Measurement]) -> tuple[str, ...]:
     """Write measurements for people: candidate, time, difference, verdict."""
     lines = []
     for place, m in enumerate(measurements):
-        shown = "not timed" if m.seconds is None else f"{m.seconds * 1000:.1f} ms"
-        if m.levels is None or m.psnr_db is None:
-            difference = "not compared"
-        else:
-            difference = f"{m.levels:.2g} levels, " + ("equal" if math.isinf(m.psnr_db) else f"{m.psnr_db:.1f} dB")
-        verdict = m.reason or ("chosen" if place == 0 else "slower")
-        lines.append(f"{m.candidate}: {shown}, {difference}, {verdict}")
+        told = [] if m.seconds is None else [f"{m.seconds * 1000:.1f} ms"]
+        if m.reason is None and m.levels is not None and m.psnr_db is not None:
+            unit = "level" if f"{m.levels:.2g}" == "1" else "levels"
+            told.append(f"{m.levels:.2g} {unit}")
+            told.append("equal" if math.isinf(m.psnr_db) else f"{m.psnr_db:.1f} dB")
+        told.append(m.reason or ("chosen" if place == 0 else "slower"))
+        lines.append(f"{m.candidate}: {', '.join(told)}")
     return tuple(lines)

@@ -217,6 +217,10 @@ def test_models_info_and_doctor_speak_json() -> None:
     assert (described["geometry"]["scale"], described["geometry"]["halo_px"]) == ("4", 4)
     found = json.loads(tilefuse("doctor", "--json").stdout)
     assert "torch_eager" in found["serving"]
+    lines = tilefuse("models").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    assert sum(line.startswith("scale ") for line in tilefuse("info", MODEL).stdout.splitlines()) == 1
     for command in (("models",), ("info", MODEL), ("doctor",)):
         assert MODEL in tilefuse(*command).stdout or command == ("doctor",)
 

@@ -146,6 +146,9 @@ def test_the_fastest_that_is_right_wins(model: Model, monkeypatch: pytest.Monkey
     assert "right fp32" in table[0]
     assert "chosen" in table[0]
     assert len(table) == len(found)
+    # What was not measured has no figures, and says so once.
+    assert f"refusing fp32, whole image, 1 thread: {named['refusing', 'fp32'].reason}" in table
+    assert sum("equal, chosen" in line for line in table) == 1
 
 
 def test_fp32_of_floats_is_held_to_1e_4(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,6 +423,15 @@ def test_a_measured_choice_gives_what_its_backend_gives(
     assert np.array_equal(engine(PICTURE), direct)
     reference = tilefuse.load(module, backend="torch_eager", tile=0)(PICTURE)
     assert np.abs(engine(PICTURE).astype(int) - reference).max() <= 1
+
+
+def test_each_candidate_is_told_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    # There is time for the patch, and not for the subject.
+    backends(monkeypatch, FakeBackend("slow", delay=0.15), FakeBackend("slower", delay=0.16))
+    found = measure(task(model, budget_s=1.0, subject=Subject(1, 700, 900, "uint8"), threads=2))
+    assert found[0].seconds is not None
+    told = [measurement.candidate for measurement in found]
+    assert sorted(set(map(str, told))) == sorted(map(str, told))
 
 
 def test_onnx_runtime_that_falls_back_is_disqualified(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

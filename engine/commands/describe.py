@@ -64,14 +64,16 @@ def print_model(described: dict[str, Any]) -> None:
     """Print what `describe_model` found."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("model", shown(described["model"]))
+    geometry = described["geometry"]
     for key, value in described["details"].items():
-        table.add_row(key, value)
+        # A checkpoint's own scale and channels are told by the geometry.
+        if key not in geometry or isinstance(geometry, str):
+            table.add_row(key, value)
     if "parameters" in described:
         size = format_bytes(described["weight_bytes"])
         table.add_row("parameters", f"{described['parameters']:,} ({size}), {described['ops']} ops")
     else:
         table.add_row("runs untiled", described["uncaptured"])
-    geometry = described["geometry"]
     if isinstance(geometry, str):
         table.add_row("images", geometry)
     else:
@@ -112,7 +114,9 @@ def list_models() -> list[dict[str, Any]]:
 
 def print_models(listed: list[dict[str, Any]]) -> None:
     """Print the bundled models as a table."""
-    table = Table(Column("name", no_wrap=True), "architecture", "scale", "parameters", "file", "over bicubic")
+    names = ("name", "architecture", "scale", "parameters", "file", "over bicubic")
+    # Without lines it fits a terminal of 80 columns.
+    table = Table(*(Column(name, no_wrap=True) for name in names), box=None, pad_edge=False)
     for row in listed:
         gain = "" if row["gain_db"] is None else f"{row['gain_db']:+.2f} dB"
         size = format_bytes(row["bytes"])
