@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,11 +15,13 @@ from torch import nn
 from tests.test_selection import CLOCK, FakeBackend, FakeSession, backends
 from tilefuse import candidates, latent_measurement, measurement
 from tilefuse.backends.base import Precision, Session
+from tilefuse.candidates import Candidate
 from tilefuse.graph import Shape
 from tilefuse.measurement import Measurement, Subject, Task, measure
 from tilefuse.model import Model
-from tilefuse.pacing import Pace
+from tilefuse.pacing import Pace, ranked
 from tilefuse.source import load_model
+from tilefuse.tasks import Entrant
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,51 @@ def test_latents_are_measured_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[0].reason is None
 
 
+def entrant(name: str, seconds: Sequence[float], *, windows: int = 1, scale: float = 1.0) -> Entrant:
+    """An entrant whose runs take `seconds` in turn, the first of which warmed it up."""
+    left = list(seconds[1:])
+
+    def run() -> None:
+        CLOCK.now += left.pop(0)
+
+    m = Measurement(Candidate(name, "fp32", 1), (8, 8))
+    return Entrant(m, run, windows, scale, 0.0, seconds[0], np.zeros((1, 8, 8, 3), np.uint8))
+
+
+def test_a_median_is_that_of_the_whole_subject_and_of_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    backends(monkeypatch)
+    # Of two windows of eight, and all at once: the order is by what the subject takes, and one slow round is nothing.
+    racing = [
+        entrant("tiled", [9.0, 0.2, 0.4, *[0.2] * 7], windows=2, scale=4.0),
+        entrant("whole", [9.0, *[0.7] * 8, 7.0], windows=1),
+    ]
+    found = ranked(racing, Pace(0.0, 1e6))
+    assert [m.candidate.backend for m in found] == ["whole", "tiled"]
+    assert [m.seconds for m in found] == pytest.approx([0.7, 0.8])
+    assert [m.window_seconds for m in found] == pytest.approx([0.7, 0.1])
+
+
+def test_who_is_behind_after_two_rounds_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    backends(monkeypatch)
+    # One round is not enough to tell: the one that starts badly stays, whose subject takes as long as the best one's.
+    racing = [
+        entrant("late", [9.0, 0.9, *[0.1] * 8], scale=1.0),
+        entrant("scaled", [9.0, *[0.02] * 9], scale=5.0),
+        entrant("behind", [9.0, *[0.2] * 2], scale=1.0),
+    ]
+    found = {m.candidate.backend: m.seconds for m in ranked(racing, Pace(0.0, 1e6))}
+    assert found == pytest.approx({"late": 0.1, "scaled": 0.1, "behind": 0.2})
+
+
+def test_a_round_that_would_not_end_in_time_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    backends(monkeypatch)
+    # What is known of the slow one is its warm-up; of the quick one, its slowest round.
+    racing = [entrant("slow", [4.0]), entrant("quick", [0.1, 0.1, 2.0, 0.1, 0.1])]
+    found = ranked(racing, Pace(0.0, 4.0))
+    assert {m.candidate.backend: m.seconds for m in found} == pytest.approx({"quick": 1.05, "slow": 4.0})
+    assert CLOCK.now <= 4.0
+
+
 def test_a_pace_allows_for_what_was_late(monkeypatch: pytest.MonkeyPatch) -> None:
     backends(monkeypatch)
     pace = Pace(0.0, 10.0)
@@ -116,6 +164,9 @@ def test_a_pace_allows_for_what_was_late(monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert pace.step(0.5, late) == "done"
     assert pace.allows(5.9)
+    assert not pace.allows(6.1)
+    # The worst of them counts, not the last one.
+    assert pace.step(2.0, lambda: CLOCK.now) == 2.0
     assert not pace.allows(6.1)
     # What was seen before needs no such allowance.
     assert pace.has_time_for(7.4)

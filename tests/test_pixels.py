@@ -69,6 +69,19 @@ def test_a_converting_backend_converts_by_itself(name: str) -> None:
         session.run(np.zeros((1, 5, 6, 3), np.uint8))
 
 
+def test_what_a_backend_cannot_convert_is_converted_around_it() -> None:
+    class Unable(type(registry.get("torch_eager"))):  # type: ignore[misc]
+        def compile_pixels(self, *_: object, **__: object) -> PixelSession:
+            raise BackendError("the library has no such conversion")
+
+    assert isinstance(Unable(), PixelBackend)
+    graph, pixels = vocabulary.compact(), np.random.default_rng(0).integers(0, 256, (1, 6, 5, 3), np.uint8)
+    model, dtype = Model("tried", "0", graph=graph), np.dtype(np.uint8)
+    session = compile_pixels(Unable(), model, (1, 3, 6, 5), dtype, device="cpu", precision="fp32", threads=1)
+    assert isinstance(session, ConvertedSession)
+    assert np.abs(session.run(pixels)[0] - expected(graph, pixels)).max() <= 0.5 + 1e-5 * 255
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_the_caller_owns_the_result(name: str) -> None:
     session = compiled(name, vocabulary.compact(), (1, 3, 6, 5), np.uint8)

@@ -118,6 +118,67 @@ def test_a_window_that_must_stay_whole_is_refused() -> None:
         runner.run(torch.rand(1, 1, 32, 32))
 
 
+def test_a_halo_that_was_asked_for_holds_in_the_parts_as_well() -> None:
+    class Normed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.mean((2, 3), keepdim=True)
+
+    graph = from_module(Normed(), torch.rand(1, 1, 8, 8))
+    made: list[tuple[int, int]] = []
+
+    def make(shape: tuple[int, int]) -> FloatRunner:
+        made.append(shape)
+        return FloatRunner(Failing(graph, 0, MemoryError(), 500))
+
+    runner: ShrinkingRunner[Tensor] = ShrinkingRunner(make, (32, 32), footprint(graph), halo_px=2)
+    result, finite = runner.run(torch.rand(1, 1, 32, 32))
+    assert finite
+    assert result.shape == (1, 1, 32, 32)
+    assert made == [(32, 32), (20, 20)]
+
+
+def test_threads_that_run_out_together_shrink_once(found: Footprint, graph: Graph) -> None:
+    together = threading.Barrier(2, timeout=30)
+
+    class Full:
+        def run(self, *inputs: Tensor) -> list[Tensor]:
+            if inputs[0].shape[2] == 20:
+                together.wait()
+                raise MemoryError
+            return graph.evaluate(*inputs)
+
+    forgotten: list[tuple[int, int]] = []
+    runner: ShrinkingRunner[Tensor] = ShrinkingRunner(
+        lambda _: FloatRunner(Full()), (20, 20), found, forget=forgotten.append
+    )
+    threads = [threading.Thread(target=runner.run, args=(torch.rand(1, 1, 20, 20),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert forgotten == [(20, 20)]
+    assert runner.notes == ("memory ran out in windows of 20x20: smaller ones were run in their place",)
+
+
+@pytest.mark.parametrize("bad", [0, 1, 3])
+def test_one_part_that_is_not_finite_is_enough(found: Footprint, bad: int) -> None:
+    parts: list[bool] = []
+
+    class Some:
+        def run(self, tile: np.ndarray) -> tuple[np.ndarray, bool]:
+            if tile.shape[1] > 16:
+                raise MemoryError
+            parts.append(len(parts) != bad)
+            return tile.repeat(2, 1).repeat(2, 2), parts[-1]
+
+        def crop(self, result: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+            return result[:, rows, columns]
+
+    runner: ShrinkingRunner[np.ndarray] = ShrinkingRunner(lambda _: Some(), (20, 20), found)
+    assert not runner.run(np.zeros((1, 20, 20, 1), np.uint8))[1]
+    assert len(parts) >= 4
+
+
 def test_integers_are_put_together_too(found: Footprint) -> None:
     class Doubled:
         """Repeats every pixel; out of memory in large windows."""
