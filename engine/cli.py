@@ -9,6 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 import click
 
@@ -344,11 +345,18 @@ def _run_cli() -> None:
         sys.exit(0)
 
 
-def _warn(message: Warning | str, category: type[Warning], place: str, line: int, *_: object) -> None:
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Print a warning of ours as one line, and another's as Python does."""
     ours = str(message).startswith("tilefuse: ")
-    text = f"{message}\n" if ours else warnings.formatwarning(message, category, place, line)
-    click.echo(text, err=True, nl=False)
+    text = f"{message}\n" if ours else warnings.formatwarning(message, category, filename, lineno, line)
+    click.echo(text, file or sys.stderr, nl=False)
 
 
 def _fail(message: str, code: int) -> None:

@@ -48,7 +48,7 @@ def test_a_cache_that_can_not_be_written_is_told_once_in_one_line(
 ) -> None:
     (tmp_path / "cache").write_text("mine")
     monkeypatch.setenv("TILEFUSE_BACKENDS", "torch_eager")
-    done = command("warm", "espcn-x2", *("--size", "70x50") * 2, "--seconds", "0.2", "--cache-dir", tmp_path / "cache")
+    done = command("warm", "espcn-x2", *("--size", "33x20") * 2, "--seconds", "0.2", "--cache-dir", tmp_path / "cache")
     assert done.exit_code == 0, done.output
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"tilefuse: the choice can't be recorded in {tmp_path / 'cache'}")
