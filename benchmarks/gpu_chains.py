@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks.gpu_kernels import drawn
 from benchmarks.gpu_plain import Images
 from tilefuse.kernels.chain import pack_chain, run_chain
 from tilefuse.kernels.chain_cases import CASES, ChainCase
@@ -17,7 +18,8 @@ from tilefuse.kernels.conv2d import conv2d_ref
 from tilefuse.kernels.conv2d_ring import run_ring
 from tilefuse.kernels.conv_transpose2d import conv_transpose2d_ref
 from tilefuse.kernels.convolve import run_layer
-from tilefuse.kernels.epilogue import Epilogue, Residual
+from tilefuse.kernels.epilogue import Epilogue, Prologue, Residual, prologue_ref
+from tilefuse.kernels.image_store import FULL_SCALE
 from tilefuse.kernels.layer import pack_conv2d
 from tilefuse.kernels.ring_config import CHANNELS, KINDS, ring_missing
 from tilefuse.kernels.toolchain import target
@@ -43,10 +45,7 @@ class Sequence:
     def inputs(self, height: int, width: int, dtype: torch.dtype, device: str) -> tuple[Tensor, list[Tensor]]:
         """Draw an image, and what the last layer adds."""
         shape = (1, height, width, self.channels)
-        if self.pixels is not None:
-            x = torch.randint(0, 256, shape, device=device, dtype=torch.uint8)
-        else:
-            x = torch.randn(shape, device=device).to(dtype)
+        x = drawn(shape, self.pixels or dtype, device)
         added = [torch.randn(1, height, width, self.outputs, device=device).to(dtype) for _ in self.upsample]
         return x, added
 
@@ -99,17 +98,17 @@ def _chained(case: ChainCase, dtype: torch.dtype, device: str, draw: Callable[..
     biases, slopes = ([(draw(shape[0]) * size).to(device) for shape in inner] for size in (0.1, 0.2))
     parts, end = case.pack(weights, biases, slopes)
     chain, bias = pack_chain(parts, end), (draw(end.channels) * 0.1).to(device)
-    bytes_out = case.out == torch.uint8
+    full = 255.0 if case.x is None else FULL_SCALE[case.x]
 
     def epilogue(residuals: list[Tensor]) -> Epilogue:
         return Epilogue(
             bias=bias, activation=case.activation, shuffle=case.shuffle, out_dtype=case.out,
             residuals=tuple(Residual(tensor, 1.0, 0.2, case.residual) for tensor in residuals),
-            output_scale=255.0 if bytes_out else 1.0,
+            levels=case.out is not None,
         )  # fmt: skip
 
     def reference(x: Tensor, residuals: list[Tensor]) -> Tensor:
-        value = x
+        value = prologue_ref(x, Prologue(1 / full), dtype).to(dtype)
         for part, weight in zip(parts, weights, strict=False):
             stage = Epilogue(bias=part.bias, activation=part.activation, slope=part.slope, slopes=part.slopes)
             value = conv2d_ref(value, weight, padding=(weight.shape[2] // 2,) * 4, epilogue=stage)
@@ -122,11 +121,12 @@ def _chained(case: ChainCase, dtype: torch.dtype, device: str, draw: Callable[..
         )  # fmt: skip
 
     widths = "->".join(map(str, (case.inputs, *(stage.outputs for stage in case.stages), case.outputs)))
-    extras = f"x{max(case.shuffle, case.transposed)}{' +1' if case.residual else ''}{' bytes' if case.x else ''}"
+    extras = f"x{max(case.shuffle, case.transposed)}{' +1' if case.residual else ''}"
+    extras += "".join(f" {end} {kind}" for end, kind in (("from", case.x), ("to", case.out)) if kind is not None)
     scale = max(case.shuffle, case.transposed, 1)
     return Sequence(
-        f"{case.network} chain {widths} {extras}{' to bytes' if bytes_out else ''}", case.inputs,
-        lambda x, r: run_chain(x, chain, epilogue=epilogue(r)), reference,
+        f"{case.network} chain {widths} {extras}", case.inputs,
+        lambda x, r: run_chain(x, chain, input_scale=1 / full, epilogue=epilogue(r)), reference,
         sum(weight.numel() for weight in weights), chain.weight.numel() * chain.weight.element_size(), Fraction(scale),
         scale * sum(shape[2] // 2 + 1 for shape in shapes), end.outputs, (case.residual,) if case.residual else (),
         case.x,

@@ -18,11 +18,15 @@ from tilefuse.kernels.conv_cases import CASES, Case
 from tilefuse.kernels.conv_transpose2d import conv_transpose2d_ref
 from tilefuse.kernels.convolve import run_layer
 from tilefuse.kernels.epilogue import Epilogue, Prologue, Residual
+from tilefuse.kernels.image_store import FULL_SCALE
 from tilefuse.kernels.layer import Layer, pack_conv2d, pack_conv_transpose2d, pack_upsample_conv2d
+from tilefuse.kernels.toolchain import IMAGES
 from tilefuse.kernels.upsample_conv2d import upsample_conv2d_ref
 
 # Largest and rms error allowed, relative to the largest and the rms value; for integers, in levels.
 LIMITS = {torch.float16: (4e-3, 2e-3), torch.float32: (5e-5, 1e-5), torch.uint8: (1.0, 0.2)}
+# Levels of a type computed in another: of uint16 they are finer than half precision.
+LIMITS_16 = {dtype: (LIMITS[dtype][0] * 65535, LIMITS[dtype][1] * 65535) for dtype in (torch.float16, torch.float32)}
 # Rows and columns left out at the start of the image a tile is compared with: multiples of every stride.
 CUT = (4, 8)
 # Sizes at which networks other than the upscalers run their layers.
@@ -85,6 +89,7 @@ class Layered:
         extras = {"scale": case.scale, "groups": case.groups, "shuffle": case.shuffle}
         shown = [f"{key}={value}" for key, value in extras.items() if value > 1]
         shown += ["norm"] * case.norm + [f"+{len(case.residuals)}"] * bool(case.residuals)
+        shown += [f"{end} {kind}" for end, kind in (("from", case.x), ("to", case.out)) if kind is not None]
         edge = f"{case.kernel}x{case.kernel}"
         return " ".join([case.network, case.kind, f"{case.inputs}->{case.outputs}", edge, case.activation, *shown])
 
@@ -112,10 +117,7 @@ class Layered:
     def inputs(self, height: int, width: int, dtype: torch.dtype, device: str) -> tuple[Tensor, list[Tensor]]:
         """Draw an image and the residuals."""
         size = (1, height, width, self.case.inputs)
-        if self.case.x == torch.uint8:
-            x = torch.randint(0, 256, size, device=device, dtype=torch.uint8)
-        else:
-            x = torch.randn(size, device=device).to(dtype)
+        x = drawn(size, self.case.x or dtype, device)
         out_h, out_w = self.layer.output_size(height, width)
         shapes = [(1, -(-out_h // up), -(-out_w // up), self.layer.outputs) for up in self.case.residuals]
         return x, [torch.randn(shape, device=device).to(dtype) for shape in shapes]
@@ -131,6 +133,13 @@ class Layered:
         return moved, 2 * pixels * case.kernel**2 * case.inputs * case.outputs // case.groups
 
 
+def drawn(size: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    """Draw an image: normal numbers, or pixels over their whole range."""
+    if dtype in IMAGES:
+        return torch.randint(0, torch.iinfo(dtype).max + 1, size, device=device, dtype=torch.int32).to(dtype)
+    return torch.randn(size, device=device).to(dtype)
+
+
 def layers(dtype: torch.dtype, device: str, *, networks: tuple[str, ...] = ()) -> list[Layered]:
     """Give the layers of the zoo, or of some networks."""
     generator = torch.Generator().manual_seed(0)
@@ -144,7 +153,7 @@ def check(subject: Subject, size: tuple[int, int], dtype: torch.dtype, device: s
     with exact_fp32():
         wanted = subject.reference(x, residuals)
     largest, rms = _errors(made, wanted)
-    worst, mean = LIMITS[made.dtype]
+    worst, mean = LIMITS_16[dtype] if made.dtype == torch.uint16 else LIMITS[made.dtype]
     equal = _tiled(subject, x, residuals, made)
     passed = largest <= worst and rms <= mean and equal
     return Check(subject.name, str(dtype).removeprefix("torch."), largest, rms, equal, passed)
@@ -152,7 +161,7 @@ def check(subject: Subject, size: tuple[int, int], dtype: torch.dtype, device: s
 
 def _errors(made: Tensor, wanted: Tensor) -> tuple[float, float]:
     difference, scale = (made.double() - wanted.double()).abs(), wanted.double().abs()
-    if made.dtype == torch.uint8:
+    if made.dtype in IMAGES:
         return difference.max().item(), difference.square().mean().sqrt().item()
     rms = difference.square().mean().sqrt() / scale.square().mean().sqrt().clamp(min=1e-9)
     return (difference.max() / scale.max().clamp(min=1e-9)).item(), rms.item()
@@ -169,7 +178,9 @@ def _tiled(subject: Subject, x: Tensor, residuals: list[Tensor], whole: Tensor) 
     part = subject.run(x[:, CUT[0] :, CUT[1] :].contiguous(), cut)
     margin = subject.margin
     inner = whole[:, away[0] + margin :, away[1] + margin :]
-    return torch.equal(part[:, margin:, margin:], inner) and inner.numel() > 0
+    # Integers of 16 bits have no comparison on a GPU.
+    part, inner = (each.int() if each.dtype in IMAGES else each for each in (part[:, margin:, margin:], inner))
+    return torch.equal(part, inner) and inner.numel() > 0
 
 
 def _layered(case: Case, dtype: torch.dtype, device: str, generator: torch.Generator) -> Layered:
@@ -193,14 +204,15 @@ def _layered(case: Case, dtype: torch.dtype, device: str, generator: torch.Gener
     layer = pack(weight, shuffle=case.shuffle, **shared)  # type: ignore[arg-type]
     bias, slopes = (draw(layer.channels).to(device) * factor for factor in (0.1, 0.2))
     scale, shift = (draw(1, case.inputs).to(device) if case.norm else None for _ in range(2))
-    prologue = Prologue(scale=scale, shift=shift, activation="relu" if case.norm else "none")
+    full = 255.0 if case.x is None else FULL_SCALE[case.x]
+    prologue = Prologue(1 / full, scale, shift, "relu" if case.norm else "none")
 
     def epilogue(residuals: list[Tensor]) -> Epilogue:
         return Epilogue(
             bias=bias, activation=case.activation, slope=0.2, slopes=slopes if case.activation == "prelu" else None,
             residuals=tuple(Residual(t, 1.0, 0.2, up) for t, up in zip(residuals, case.residuals, strict=True)),
             activation_last=case.activation_last, shuffle=case.shuffle, out_dtype=case.out,
-            output_scale=255.0 if case.out == torch.uint8 else 1.0,
+            levels=case.out in IMAGES,
         )  # fmt: skip
 
     return Layered(

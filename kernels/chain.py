@@ -114,10 +114,10 @@ def run_chain(
     r0, r1, *_ = [*(r.tensor for r in epilogue.residuals), None, None]
     _run(
         place, scratch, x, chain.weight, chain.vectors, chain.last.weight, epilogue.bias, epilogue.slopes, r0, r1,
-        [number for link in chain.links for number in _flat(link)], [link.slope for link in chain.links],
+        epilogue.flag, [number for link in chain.links for number in _flat(link)], [link.slope for link in chain.links],
         [link.activation for link in chain.links], pack_geometry(chain.last),
         [r.upsample for r in epilogue.residuals], [input_scale, *epilogue.numbers()],
-        epilogue.activation, epilogue.activation_last,
+        epilogue.activation, epilogue.activation_last, epilogue.levels,
     )  # fmt: skip
     return place
 
@@ -249,10 +249,11 @@ def _flat(link: Link) -> list[int]:
 
 @torch.library.custom_op(
     "tilefuse::chain",
-    mutates_args=("out", "scratch"),
+    mutates_args=("out", "scratch", "flag"),
     schema="(Tensor(a!) out, Tensor(b!) scratch, Tensor x, Tensor weight, Tensor vectors, Tensor last, Tensor? bias, "
-    "Tensor? slopes, Tensor? residual0, Tensor? residual1, int[] links, float[] link_slopes, str[] activations, "
-    "int[] geometry, int[] upsample, float[] numbers, str activation, bool activation_last) -> ()",
+    "Tensor? slopes, Tensor? residual0, Tensor? residual1, Tensor(c!)? flag, int[] links, float[] link_slopes, "
+    "str[] activations, int[] geometry, int[] upsample, float[] numbers, str activation, bool activation_last, "
+    "bool levels) -> ()",
 )
 def _run(
     out: Tensor,
@@ -265,6 +266,7 @@ def _run(
     slopes: Tensor | None,
     residual0: Tensor | None,
     residual1: Tensor | None,
+    flag: Tensor | None,
     links: Sequence[int],
     link_slopes: Sequence[float],
     activations: Sequence[str],
@@ -273,6 +275,7 @@ def _run(
     numbers: Sequence[float],
     activation: str,
     activation_last: bool,
+    levels: bool,
 ) -> None:
     input_scale, slope, value0, scale0, value1, scale1, low, high, out_scale, out_shift = numbers
     tensors = [tensor for tensor in (residual0, residual1) if tensor is not None]
@@ -280,7 +283,7 @@ def _run(
     layer = unpack_geometry(last, geometry)
     epilogue = Epilogue(
         bias, cast(Kind, activation), slope, slopes, tuple(Residual(*four) for four in each), activation_last,
-        low, high, out_scale, out_shift, layer.shuffle, out.dtype,
+        low, high, out_scale, out_shift, layer.shuffle, out.dtype, 0, levels, flag,
     )  # fmt: skip
     parts = [links[i : i + 10] for i in range(0, len(links), 10)]
     made = tuple(

@@ -13,6 +13,7 @@ from tilefuse.kernels.chain import Chain, Inner, pack_chain, plan_launch, run_ch
 from tilefuse.kernels.epilogue import Epilogue, Kind, Residual
 from tilefuse.kernels.launch import Launch
 from tilefuse.kernels.layer import Layer, pack_conv2d, pack_conv_transpose2d
+from tilefuse.kernels.toolchain import IMAGES
 from tilefuse.ops.base import Pair
 
 SIZE = 96
@@ -95,7 +96,8 @@ class ChainCase:
         added = (Residual(make(1, out_h // up, out_w // up, last.outputs, dtype=dtype), 1.0, 0.2, up),) if up else ()
         epilogue = Epilogue(
             bias=make(last.channels), activation=self.activation, residuals=added, shuffle=self.shuffle,
-            out_dtype=self.out, output_scale=255.0 if self.out == torch.uint8 else 1.0,
+            out_dtype=self.out, levels=self.out in IMAGES,
+            flag=make(1, dtype=torch.int32) if self.out in IMAGES else None,
         )  # fmt: skip
         run_chain(x[:0], chain, epilogue=replace(epilogue, residuals=()))
         scratch = make(scratch_elements(chain, out.shape), dtype=dtype)
@@ -114,7 +116,7 @@ def _fsrcnn(factor: int, d: int = 56, s: int = 12, m: int = 4, **rest: object) -
     return ChainCase("fsrcnn", 1, stages, 1, 9, transposed=factor, **rest)  # type: ignore[arg-type]
 
 
-BYTES = torch.uint8
+BYTES, WORDS = torch.uint8, torch.uint16
 CASES: tuple[ChainCase, ...] = (
     *(_espcn("tanh", r) for r in (2, 3, 4)),
     *(_espcn("prelu", r, residual=r) for r in (2, 3, 4)),
@@ -125,6 +127,10 @@ CASES: tuple[ChainCase, ...] = (
     # The last layers of generators: features to an image.
     ChainCase("pggan", 16, (Stage(16, 3, "leaky_relu"),), 3, 1),
     ChainCase("u-net", 32, (Stage(32, 3, "relu"),), 3, 3, activation="sigmoid"),
+    _espcn("tanh", 2, x=BYTES, out=BYTES),
+    _espcn("prelu", 4, residual=4, out=BYTES),
+    *(_espcn("tanh", r, x=WORDS, out=WORDS) for r in (2, 3, 4)),
+    _fsrcnn(2, x=BYTES, out=BYTES),
 )
 
 

@@ -75,7 +75,7 @@ def _keep(
 
 @jit
 def _chain_kernel(
-    x_ptr, w_ptr, vectors_ptr, bias_ptr, slopes_ptr, r0_ptr, r1_ptr, scratch_ptr, out_ptr,
+    x_ptr, w_ptr, vectors_ptr, bias_ptr, slopes_ptr, flag_ptr, r0_ptr, r1_ptr, scratch_ptr, out_ptr,
     tiles, tiles_y, tiles_x, grid_h, grid_w, x_height, x_width, height, width,
     xn, xh, xw, r0n, r0h, r0w, r1n, r1h, r1w, on, oh, ow,
     input_scale, slope, value0, scale0, value1, scale1, low, high, out_scale, out_shift,
@@ -86,7 +86,8 @@ def _chain_kernel(
     SH: tl.constexpr, SW: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, SCRATCH: tl.constexpr,
     COLUMNS: tl.constexpr, OUTPUTS: tl.constexpr, RY: tl.constexpr, RX: tl.constexpr, SHUFFLED: tl.constexpr,
     BIAS: tl.constexpr, SLOPES: tl.constexpr, UP0: tl.constexpr, UP1: tl.constexpr, KIND: tl.constexpr,
-    LAST: tl.constexpr, CLAMP: tl.constexpr, AFFINE: tl.constexpr, PACK: tl.constexpr, BM: tl.constexpr,
+    LAST: tl.constexpr, CLAMP: tl.constexpr, AFFINE: tl.constexpr, LEVELS: tl.constexpr, PACK: tl.constexpr,
+    BM: tl.constexpr,
 ):  # fmt: skip
     LAYERS: tl.constexpr = len(ROWS)
     dtype: tl.constexpr = w_ptr.dtype.element_ty
@@ -129,11 +130,11 @@ def _chain_kernel(
                     gy, gx = gy0 + ry, gx0 + rx
                     finish(
                         acc, n + ry * 0, gy, gx, known & (gy < grid_h) & (gx < grid_w), 0, 0,
-                        bias_ptr, slopes_ptr, r0_ptr, r1_ptr, out_ptr, height, width,
+                        bias_ptr, slopes_ptr, flag_ptr, r0_ptr, r1_ptr, out_ptr, height, width,
                         r0n, r0h, r0w, r1n, r1h, r1w, on, oh, ow,
                         slope, value0, scale0, value1, scale1, low, high, out_scale, out_shift,
                         COLUMNS, OUTPUTS, RY, RX, SHUFFLED, BIAS, SLOPES, UP0, UP1, KIND, LAST, CLAMP, AFFINE,
-                        PACK, False,
+                        LEVELS, dtype, PACK, False,
                     )  # fmt: skip
             # The next layer reads what other threads of this program wrote, and writes over what they read.
             tl.debug_barrier()

@@ -15,7 +15,8 @@ def prepare(
     if INTEGER or NORM or KIND != "none":
         value = value.to(tl.float32)
         if INTEGER:
-            value *= input_scale
+            # As a float input of the layer's type would hold it.
+            value = (value * input_scale).to(dtype).to(tl.float32)
         if NORM:
             place = n.to(tl.int64) * all_channels + channel
             value = value * tl.load(scale_ptr + place, mask=inside, other=0.0)
@@ -27,7 +28,7 @@ def prepare(
 
 @jit
 def _conv2d_kernel(
-    x_ptr, w_ptr, scale_ptr, shift_ptr, bias_ptr, slopes_ptr, r0_ptr, r1_ptr, out_ptr,
+    x_ptr, w_ptr, scale_ptr, shift_ptr, bias_ptr, slopes_ptr, flag_ptr, r0_ptr, r1_ptr, out_ptr,
     batch, grid_h, grid_w, x_height, x_width, height, width,
     xn, xh, xw, r0n, r0h, r0w, r1n, r1h, r1w, on, oh, ow, ay, by, cy, ax, bx, cx,
     input_scale, input_slope, slope, value0, scale0, value1, scale1, low, high, out_scale, out_shift,
@@ -36,7 +37,7 @@ def _conv2d_kernel(
     PY: tl.constexpr, PX: tl.constexpr, RY: tl.constexpr, RX: tl.constexpr, SHUFFLED: tl.constexpr,
     INTEGER: tl.constexpr, NORM: tl.constexpr, INPUT_KIND: tl.constexpr,
     BIAS: tl.constexpr, SLOPES: tl.constexpr, UP0: tl.constexpr, UP1: tl.constexpr, KIND: tl.constexpr,
-    LAST: tl.constexpr, CLAMP: tl.constexpr, AFFINE: tl.constexpr, PACK: tl.constexpr,
+    LAST: tl.constexpr, CLAMP: tl.constexpr, AFFINE: tl.constexpr, LEVELS: tl.constexpr, PACK: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, FLAT: tl.constexpr,
     UPCAST: tl.constexpr, BF16_BITS: tl.constexpr,
 ):  # fmt: skip
@@ -96,17 +97,17 @@ def _conv2d_kernel(
             acc = tl.dot(a, b.to(dtype), acc, input_precision="ieee")
     finish(
         acc, n, gy * PY + py, gx * PX + px, inside, group * COLUMNS, block * BN,
-        bias_ptr, slopes_ptr, r0_ptr, r1_ptr, out_ptr, height, width,
+        bias_ptr, slopes_ptr, flag_ptr, r0_ptr, r1_ptr, out_ptr, height, width,
         r0n, r0h, r0w, r1n, r1h, r1w, on, oh, ow,
         slope, value0, scale0, value1, scale1, low, high, out_scale, out_shift,
         COLUMNS, OUTPUTS, RY, RX, SHUFFLED, BIAS, SLOPES, UP0, UP1, KIND, LAST, CLAMP, AFFINE,
-        PACK, BF16_BITS,
+        LEVELS, w_ptr.dtype.element_ty, PACK, BF16_BITS,
     )  # fmt: skip
 
 
 @jit
 def _depthwise_kernel(
-    x_ptr, w_ptr, scale_ptr, shift_ptr, bias_ptr, slopes_ptr, r0_ptr, r1_ptr, out_ptr,
+    x_ptr, w_ptr, scale_ptr, shift_ptr, bias_ptr, slopes_ptr, flag_ptr, r0_ptr, r1_ptr, out_ptr,
     batch, grid_h, grid_w, x_height, x_width, height, width,
     xn, xh, xw, r0n, r0h, r0w, r1n, r1h, r1w, on, oh, ow, ay, by, cy, ax, bx, cx,
     input_scale, input_slope, slope, value0, scale0, value1, scale1, low, high, out_scale, out_shift,
@@ -115,7 +116,7 @@ def _depthwise_kernel(
     PY: tl.constexpr, PX: tl.constexpr, RY: tl.constexpr, RX: tl.constexpr, SHUFFLED: tl.constexpr,
     INTEGER: tl.constexpr, NORM: tl.constexpr, INPUT_KIND: tl.constexpr,
     BIAS: tl.constexpr, SLOPES: tl.constexpr, UP0: tl.constexpr, UP1: tl.constexpr, KIND: tl.constexpr,
-    LAST: tl.constexpr, CLAMP: tl.constexpr, AFFINE: tl.constexpr, PACK: tl.constexpr,
+    LAST: tl.constexpr, CLAMP: tl.constexpr, AFFINE: tl.constexpr, LEVELS: tl.constexpr, PACK: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, UPCAST: tl.constexpr, BF16_BITS: tl.constexpr,
 ):  # fmt: skip
     """One input channel a group: no matrix product, a sum over taps in a fixed order. COLUMNS are a group's outputs."""
@@ -150,9 +151,9 @@ def _depthwise_kernel(
         acc += a.to(tl.float32) * b.to(tl.float32)[None, :]
     finish(
         acc, n, gy * PY + py, gx * PX + px, inside, 0, tl.program_id(1) * BN,
-        bias_ptr, slopes_ptr, r0_ptr, r1_ptr, out_ptr, height, width,
+        bias_ptr, slopes_ptr, flag_ptr, r0_ptr, r1_ptr, out_ptr, height, width,
         r0n, r0h, r0w, r1n, r1h, r1w, on, oh, ow,
         slope, value0, scale0, value1, scale1, low, high, out_scale, out_shift,
         COLUMNS * GROUPS, OUTPUTS, RY, RX, SHUFFLED, BIAS, SLOPES, UP0, UP1, KIND, LAST, CLAMP, AFFINE,
-        PACK, BF16_BITS,
+        LEVELS, w_ptr.dtype.element_ty, PACK, BF16_BITS,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from tilefuse.kernels.toolchain import jit, tl
 
 @jit
 def _conv2d_tma_kernel(
-    x_desc, w_desc, bias_ptr, slopes_ptr, r0_ptr, r1_ptr, out_ptr,
+    x_desc, w_desc, bias_ptr, slopes_ptr, flag_ptr, r0_ptr, r1_ptr, out_ptr,
     grid_h, grid_w, height, width,
     r0n, r0h, r0w, r1n, r1h, r1w, on, oh, ow, ay, by, cy, ax, bx, cx,
     slope, value0, scale0, value1, scale1, low, high, out_scale, out_shift,
@@ -20,7 +20,7 @@ def _conv2d_tma_kernel(
     KH: tl.constexpr, KW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     PY: tl.constexpr, PX: tl.constexpr, RY: tl.constexpr, RX: tl.constexpr, SHUFFLED: tl.constexpr,
     BIAS: tl.constexpr, SLOPES: tl.constexpr, UP0: tl.constexpr, UP1: tl.constexpr, KIND: tl.constexpr,
-    LAST: tl.constexpr, CLAMP: tl.constexpr, AFFINE: tl.constexpr, PACK: tl.constexpr,
+    LAST: tl.constexpr, CLAMP: tl.constexpr, AFFINE: tl.constexpr, LEVELS: tl.constexpr, PACK: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SWAP: tl.constexpr,
     UPCAST: tl.constexpr, BF16_BITS: tl.constexpr,
 ):  # fmt: skip
@@ -56,8 +56,9 @@ def _conv2d_tma_kernel(
     y, x = first_y + row // TW, first_x + row % TW
     finish(
         acc, n + row * 0, y * PY + py, x * PX + px, (y < grid_h) & (x < grid_w), 0, column,
-        bias_ptr, slopes_ptr, r0_ptr, r1_ptr, out_ptr, height, width,
+        bias_ptr, slopes_ptr, flag_ptr, r0_ptr, r1_ptr, out_ptr, height, width,
         r0n, r0h, r0w, r1n, r1h, r1w, on, oh, ow,
         slope, value0, scale0, value1, scale1, low, high, out_scale, out_shift,
-        COLUMNS, OUTPUTS, RY, RX, SHUFFLED, BIAS, SLOPES, UP0, UP1, KIND, LAST, CLAMP, AFFINE, PACK, BF16_BITS,
+        COLUMNS, OUTPUTS, RY, RX, SHUFFLED, BIAS, SLOPES, UP0, UP1, KIND, LAST, CLAMP, AFFINE,
+        LEVELS, w_desc.dtype, PACK, BF16_BITS,
     )  # fmt: skip

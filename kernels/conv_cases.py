@@ -14,11 +14,12 @@ from tilefuse.kernels.epilogue import Epilogue, Kind, Prologue, Residual
 from tilefuse.kernels.launch import Launch
 from tilefuse.kernels.layer import Layer, pack_conv2d, pack_conv_transpose2d, pack_upsample_conv2d
 from tilefuse.kernels.ring_config import KINDS, ring_missing
+from tilefuse.kernels.toolchain import IMAGES
 from tilefuse.ops.base import Pair
 
 # Height and width of the images: a multiple of all strides, so that rows begin at whole words.
 SIZE = 96
-HALF, BYTES = torch.float16, torch.uint8
+HALF, BYTES, WORDS = torch.float16, torch.uint8, torch.uint16
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Case:
     Attributes:
         kind: how the weight is packed; `scale` is the stride, the upsampling or the transposed stride.
         residuals: nearest factors of the residuals; a normalisation is read in the prologue where `norm` is set.
-        x, out: types of input and output where they are not the weight's.
+        x, out: types of input and output where they are not the weight's: pixels, converted as the backend does.
     """
 
     network: str
@@ -78,7 +79,8 @@ class Case:
             activation_last=self.activation_last,
             shuffle=self.shuffle,
             out_dtype=self.out,
-            output_scale=255.0 if self.out == BYTES else 1.0,
+            levels=self.out in IMAGES,
+            flag=make(1, dtype=torch.int32) if self.out in IMAGES else None,
         )
         scale, shift = (make(1, self.inputs), make(1, self.inputs)) if self.norm else (None, None)
         prologue = Prologue(scale=scale, shift=shift, activation="relu" if self.norm else "none")
@@ -94,10 +96,11 @@ CASES: tuple[Case, ...] = (
     _conv("espcn", inputs=3, outputs=64, kernel=5, activation="tanh"),
     _conv("espcn", inputs=64, outputs=32, activation="tanh"),
     *(_conv("espcn", inputs=32, outputs=3 * r * r, shuffle=r, out=BYTES) for r in (2, 4)),
-    # Nine bytes a row are no whole words.
+    # Nine bytes a row are no whole words: `image_store` makes them of floats.
     _conv("espcn", inputs=32, outputs=27, shuffle=3),
+    *(_conv("espcn", inputs=32, outputs=3 * r * r, shuffle=r, out=WORDS) for r in (2, 3, 4)),
     _conv("espcn", inputs=32, outputs=48, shuffle=4, residuals=(4,)),
-    _conv("compact", inputs=3, outputs=64, activation="prelu", x=BYTES),
+    *(_conv("compact", inputs=3, outputs=64, activation="prelu", x=x) for x in (BYTES, WORDS)),
     _conv("compact", inputs=64, outputs=64, activation="prelu"),
     *(_conv("compact", inputs=64, outputs=3 * r * r, shuffle=r, residuals=(r,), out=BYTES) for r in (2, 4)),
     _conv("compact", inputs=64, outputs=48, shuffle=4, residuals=(4,)),
@@ -113,12 +116,13 @@ CASES: tuple[Case, ...] = (
     _up("rrdb", inputs=64, outputs=64, scale=2, activation="leaky_relu"),
     _conv("rrdb", inputs=64, outputs=64, activation="leaky_relu"),
     _conv("rrdb", inputs=64, outputs=3),
-    _conv("rrdb", inputs=64, outputs=3, out=BYTES),
+    *(_conv("rrdb", inputs=64, outputs=3, out=out) for out in (BYTES, WORDS)),
     _conv("srresnet", inputs=3, outputs=64, kernel=9, activation="prelu"),
     _conv("srresnet", inputs=64, outputs=256, shuffle=2, activation="prelu"),
     _conv("srresnet", inputs=64, outputs=256, shuffle=2, activation="leaky_relu"),
     _conv("srresnet", inputs=64, outputs=3, kernel=9, activation="tanh", out=BYTES),
     _conv("edsr", inputs=3, outputs=256),
+    _conv("edsr", inputs=3, outputs=64, norm=True, x=BYTES),
     _conv("edsr", inputs=256, outputs=256, activation="relu"),
     _conv("edsr", inputs=256, outputs=256, residuals=(1,)),
     _conv("edsr", inputs=256, outputs=1024, shuffle=2),
@@ -129,7 +133,7 @@ CASES: tuple[Case, ...] = (
     _conv("fsrcnn", inputs=12, outputs=12, activation="prelu"),
     _conv("fsrcnn", inputs=12, outputs=56, kernel=1, activation="prelu"),
     *(_transposed("fsrcnn", inputs=56, outputs=1, kernel=9, scale=r) for r in (2, 3, 4)),
-    _transposed("fsrcnn", inputs=56, outputs=1, kernel=9, scale=4, out=BYTES),
+    *(_transposed("fsrcnn", inputs=56, outputs=1, kernel=9, scale=r, out=BYTES) for r in (2, 4)),
     _transposed("dcgan", inputs=100, outputs=1024, kernel=4, activation="relu"),
     *(_transposed("dcgan", inputs=2 * c, outputs=c, kernel=4, scale=2, activation="relu") for c in (512, 256, 128, 64)),
     _transposed("dcgan", inputs=64, outputs=3, kernel=4, scale=2, activation="tanh"),

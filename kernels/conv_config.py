@@ -16,6 +16,8 @@ from tilefuse.kernels.toolchain import IMAGES
 HALVES = (torch.float16, torch.bfloat16)
 # Wider layers stand at the stems of generators, on images smaller than a tile.
 WIDEST_TMA = 256
+# Input channels from which a tap's are a step of the reduction, loaded as whole rows of 16 bytes and more.
+FEWEST_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def pick_config(layer: Layer, x_dtype: torch.dtype, *, affine: bool, target: int
 
 def is_flat(layer: Layer) -> bool:
     """Tell whether a layer has so few input channels that taps share a step of the reduction."""
-    return layer.inputs < 16
+    return layer.inputs < FEWEST_ROWS
 
 
 def reduction_block(layer: Layer) -> int:
@@ -95,7 +97,7 @@ def reduction_block(layer: Layer) -> int:
 def takes_tma(layer: Layer) -> bool:
     """Tell whether descriptors can address a layer: rows of 16 bytes, stride 1, one group."""
     rows = layer.inputs * layer.weight.element_size() % 16 == 0
-    return rows and 16 <= layer.inputs <= WIDEST_TMA and layer.stride == (1, 1) and layer.groups == 1
+    return rows and FEWEST_ROWS <= layer.inputs <= WIDEST_TMA and layer.stride == (1, 1) and layer.groups == 1
 
 
 def power_of_two(count: int) -> int:

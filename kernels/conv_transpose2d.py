@@ -61,4 +61,4 @@ def conv_transpose2d_ref(
     out_dtype = check_call(x, layer, prologue, epilogue, out).dtype
     op = ConvTranspose2d(stride, padding, output_padding, dilation, groups)
     value = op.apply(prologue_ref(x, prologue, weight.dtype).permute(0, 3, 1, 2), weight.float())
-    return epilogue_ref(value.permute(0, 2, 3, 1), epilogue, out_dtype, out)
+    return epilogue_ref(value.permute(0, 2, 3, 1), epilogue, out_dtype, out, computed=weight.dtype)

@@ -54,9 +54,9 @@ def run_layer(
     r0, r1, *_ = [*tensors, None, None]
     _convolve(
         place, x, layer.weight, epilogue.bias, epilogue.slopes, r0, r1, prologue.scale, prologue.shift,
-        pack_geometry(layer), [r.upsample for r in epilogue.residuals],
+        epilogue.flag, pack_geometry(layer), [r.upsample for r in epilogue.residuals],
         [prologue.input_scale, prologue.slope, *epilogue.numbers()],
-        prologue.activation, epilogue.activation, epilogue.activation_last,
+        prologue.activation, epilogue.activation, epilogue.activation_last, epilogue.levels,
     )  # fmt: skip
     return place
 
@@ -123,7 +123,8 @@ def plan_launch(
     )
     columns = layer.weight.shape[1] // layer.groups
     blocks = -(-columns // config.block_n) * layer.groups
-    half_bits = emulated and torch.bfloat16 in (layer.weight.dtype,)
+    half_bits = emulated and layer.weight.dtype == torch.bfloat16
+    made_bits = half_bits if epilogue.levels else emulated and out.dtype == torch.bfloat16
     (ay, by, cy), (ax, bx, cx) = (axis.start for axis in layer.axes)
     shared: dict[str, object] = {
         **epilogue.arguments(layer.weight), "out_ptr": out,
@@ -135,7 +136,7 @@ def plan_launch(
         "PY": layer.phases[0], "PX": layer.phases[1], "RY": layer.spread[0], "RX": layer.spread[1],
         "SHUFFLED": layer.shuffle > 1,
         "PACK": packing(out, layer), "BN": config.block_n, "BK": config.block_k,
-        "UPCAST": half_bits, "BF16_BITS": emulated and out.dtype == torch.bfloat16,
+        "UPCAST": half_bits, "BF16_BITS": made_bits,
     }  # fmt: skip
     pieces, exact = _shape_name(x, layer), layer.weight.dtype == torch.float32
     steps = layer.kernel[0] * layer.kernel[1] * -(-layer.inputs // config.block_k)
@@ -184,7 +185,7 @@ def packing(out: Tensor, layer: Layer) -> int:
     """Give the number of neighbours stored as one word: 4 or 2 bytes, 2 halves of a pixel shuffle, else 1.
 
     Bytes stored alone (1 where `out` is uint8: a pixel shuffle by 3, three channels at a width that 4 does not divide)
-    are right but slow; a kernel that copies whole rows, `image_store`, may be the faster way for them.
+    are right but slow: the backend has `image_store`, which copies whole rows, make them of the float result.
     """
     size, (rows, columns) = out.element_size(), layer.spread
     if size > 2 or (size == 2 and rows * columns == 1) or layer.groups > 1:
@@ -226,10 +227,10 @@ def unpack_geometry(weight: Tensor, numbers: Sequence[int]) -> Layer:
 
 @torch.library.custom_op(
     "tilefuse::convolve",
-    mutates_args=("out",),
+    mutates_args=("out", "flag"),
     schema="(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, Tensor? slopes, Tensor? residual0, "
-    "Tensor? residual1, Tensor? scale, Tensor? shift, int[] geometry, int[] upsample, float[] numbers, "
-    "str input_activation, str activation, bool activation_last) -> ()",
+    "Tensor? residual1, Tensor? scale, Tensor? shift, Tensor(b!)? flag, int[] geometry, int[] upsample, "
+    "float[] numbers, str input_activation, str activation, bool activation_last, bool levels) -> ()",
 )
 def _convolve(
     out: Tensor,
@@ -241,19 +242,21 @@ def _convolve(
     residual1: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
+    flag: Tensor | None,
     geometry: Sequence[int],
     upsample: Sequence[int],
     numbers: Sequence[float],
     input_activation: str,
     activation: str,
     activation_last: bool,
+    levels: bool,
 ) -> None:
     input_scale, input_slope, slope, value0, scale0, value1, scale1, low, high, out_scale, out_shift = numbers
     tensors = [tensor for tensor in (residual0, residual1) if tensor is not None]
     each = zip(tensors, (scale0, scale1), (value0, value1), upsample, strict=False)
     epilogue = Epilogue(
         bias, cast(Kind, activation), slope, slopes, tuple(Residual(*four) for four in each), activation_last,
-        low, high, out_scale, out_shift, geometry[2], out.dtype,
+        low, high, out_scale, out_shift, geometry[2], out.dtype, 0, levels, flag,
     )  # fmt: skip
     prologue = Prologue(input_scale, scale, shift, cast(Kind, input_activation), input_slope)
     layer = unpack_geometry(weight, geometry)

@@ -26,7 +26,8 @@ class Prologue:
     """Read an input: integers become floats by `input_scale`, then x · scale + shift a channel, then an activation.
 
     Attributes:
-        input_scale: factor of uint8 and uint16 inputs; float inputs are taken as they are.
+        input_scale: factor of uint8 and uint16 inputs, rounded to the weight's type as `image_load` would store them;
+            float inputs are taken as they are.
         scale, shift: float32 [N, C], both or none: a normalisation whose statistics are known (instance, group).
         activation, slope: applied after them. Padding is zero after the prologue, not before.
     """
@@ -74,6 +75,9 @@ class Epilogue:
         out_dtype: type of the result; None keeps a float input's, and takes the weight's for integer inputs. Into uint8
             and uint16 values are clipped to the type's range and rounded half to even.
         channel_offset: first channel written in `out`, a buffer that may have more channels than the result.
+        levels: the value is a brightness, 0 black and 1 white, that becomes a level of the integer `out_dtype` with the
+            bits `image_store` gives a result in the weight's type: rounded to that type first, and 0 for a NaN.
+        flag: int32 [1], with `levels`: becomes 1 if a value is not finite in that type, and is left alone otherwise.
     """
 
     bias: Tensor | None = None
@@ -89,6 +93,8 @@ class Epilogue:
     shuffle: int = 1
     out_dtype: torch.dtype | None = None
     channel_offset: int = 0
+    levels: bool = False
+    flag: Tensor | None = None
 
     def result_dtype(self, x: Tensor, weight: Tensor) -> torch.dtype:
         """Give the type of the result for an input and a weight."""
@@ -109,6 +115,8 @@ class Epilogue:
         given: dict[str, object] = {
             "bias_ptr": absent if self.bias is None else self.bias,
             "slopes_ptr": absent if self.slopes is None else self.slopes,
+            "flag_ptr": absent if self.flag is None else self.flag,
+            "LEVELS": 0 if not self.levels else 1 if self.flag is None else 2,
             "BIAS": self.bias is not None,
             "SLOPES": 0 if self.slopes is None else self.slopes.shape[0],
             "KIND": self.activation,
@@ -149,6 +157,12 @@ def check_epilogue(epilogue: Epilogue, x: Tensor, channels: int, result: tuple[i
     """
     require(epilogue.activation in KINDS, "epilogue.activation", epilogue.activation, ", ".join(KINDS))
     require(dtype in FLOATS + IMAGES, "epilogue.out_dtype", dtype, ", ".join(map(str, FLOATS + IMAGES)))
+    levels, flag = epilogue.levels, epilogue.flag
+    require(dtype in IMAGES or not levels, "epilogue.out_dtype", f"{dtype} for levels", "torch.uint8, torch.uint16")
+    if flag is not None:
+        given = f"{flag.dtype} of shape {tuple(flag.shape)} on {flag.device}" + ("" if levels else " without levels")
+        fits = levels and flag.dtype == torch.int32 and tuple(flag.shape) == (1,) and flag.device == x.device
+        require(fits, "epilogue.flag", given, f"int32 [1] on {x.device}, with epilogue.levels")
     has_slopes = epilogue.slopes is not None
     given = f"{'given' if has_slopes else 'missing'} for activation {epilogue.activation}"
     require(
@@ -178,14 +192,25 @@ def check_epilogue(epilogue: Epilogue, x: Tensor, channels: int, result: tuple[i
 
 def prologue_ref(x: Tensor, prologue: Prologue, dtype: torch.dtype) -> Tensor:
     """Apply a prologue to NHWC `x` in plain torch: float32, rounded to `dtype` as the kernels round their operands."""
-    value = x.float() if x.dtype in FLOATS else x.float() * prologue.input_scale
+    value = x.float() if x.dtype in FLOATS else (x.float() * prologue.input_scale).to(dtype).float()
     if prologue.scale is not None and prologue.shift is not None:
         value = value * prologue.scale[:, None, None, :] + prologue.shift[:, None, None, :]
     return activation_ref(value, prologue.activation, prologue.slope, None).to(dtype).float()
 
 
-def epilogue_ref(value: Tensor, epilogue: Epilogue, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    """Apply an epilogue to a float32 NHWC value in plain torch; write it into `out` where that is given."""
+def epilogue_ref(
+    value: Tensor,
+    epilogue: Epilogue,
+    dtype: torch.dtype,
+    out: Tensor | None = None,
+    *,
+    computed: torch.dtype = torch.float32,
+) -> Tensor:
+    """Apply an epilogue to a float32 NHWC value in plain torch; write it into `out` where that is given.
+
+    Args:
+        dtype: type of the result. computed: the weight's, which `epilogue.levels` rounds to.
+    """
     if epilogue.bias is not None:
         value = value + epilogue.bias.float()
     if not epilogue.activation_last:
@@ -202,6 +227,11 @@ def epilogue_ref(value: Tensor, epilogue: Epilogue, dtype: torch.dtype, out: Ten
     if epilogue.low is not None or epilogue.high is not None:
         value = value.clamp(epilogue.low, epilogue.high)
     value = value * epilogue.output_scale + epilogue.output_shift
+    if epilogue.levels:
+        value = value.to(computed).float()
+        if epilogue.flag is not None and not bool(value.isfinite().all()):
+            epilogue.flag.fill_(1)
+        value = value.where(~value.isnan(), 0.0) * torch.iinfo(dtype).max
     if dtype in IMAGES:
         value = value.clamp(0, torch.iinfo(dtype).max).round()
     result = value.to(dtype)

@@ -65,14 +65,22 @@ def position(y, x, column, OUTPUTS: tl.constexpr, RY: tl.constexpr, RX: tl.const
 
 
 @jit
+def bfloat16_bits(value):
+    """Round float32 to bfloat16, half to even, where a conversion can't: in the low 16 bits of an int32."""
+    bits = value.to(tl.int32, bitcast=True)
+    return tl.where(value == value, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, 0x7FC0) & 0xFFFF
+
+
+@jit
 def finish(
     acc, n, y, x, inside, base, first,
-    bias_ptr, slopes_ptr, r0_ptr, r1_ptr, out_ptr, height, width,
+    bias_ptr, slopes_ptr, flag_ptr, r0_ptr, r1_ptr, out_ptr, height, width,
     r0n, r0h, r0w, r1n, r1h, r1w, on, oh, ow,
     slope, value0, scale0, value1, scale1, low, high, out_scale, out_shift,
     COLUMNS: tl.constexpr, OUTPUTS: tl.constexpr, RY: tl.constexpr, RX: tl.constexpr, SHUFFLED: tl.constexpr,
     BIAS: tl.constexpr, SLOPES: tl.constexpr, UP0: tl.constexpr, UP1: tl.constexpr, KIND: tl.constexpr,
-    LAST: tl.constexpr, CLAMP: tl.constexpr, AFFINE: tl.constexpr, PACK: tl.constexpr, BF16_BITS: tl.constexpr,
+    LAST: tl.constexpr, CLAMP: tl.constexpr, AFFINE: tl.constexpr, LEVELS: tl.constexpr, dtype: tl.constexpr,
+    PACK: tl.constexpr, BF16_BITS: tl.constexpr,
 ):  # fmt: skip
     """Run the epilogue on acc [M, N] float32 and store it.
 
@@ -115,6 +123,17 @@ def finish(
     if AFFINE:
         value = value * out_scale + out_shift
     KIND_OUT: tl.constexpr = out_ptr.dtype.element_ty
+    if LEVELS > 0:
+        # Through the type that a result would be stored in, so that the levels are those `image_store` makes of it.
+        if BF16_BITS:
+            value = (bfloat16_bits(value) << 16).to(tl.float32, bitcast=True)
+        else:
+            value = value.to(dtype).to(tl.float32)
+        if LEVELS == 2:
+            bad = tl.where(ok & ~(tl.abs(value) < float("inf")), 1, 0)
+            any_bad = tl.max(tl.max(bad, 1), 0)
+            tl.store(flag_ptr, any_bad, mask=any_bad > 0)
+        value = tl.where(value == value, value, 0.0) * (255.0 if KIND_OUT == tl.uint8 else 65535.0)
     if KIND_OUT == tl.uint8 or KIND_OUT == tl.uint16:
         top: tl.constexpr = 255.0 if KIND_OUT == tl.uint8 else 65535.0
         value = tl.minimum(tl.maximum(value, 0.0), top)
@@ -122,8 +141,7 @@ def finish(
         bits = ((value + 12582912.0) - 12582912.0).to(tl.int32)
     elif PACK > 1 or BF16_BITS:
         if BF16_BITS:
-            bits = value.to(tl.int32, bitcast=True)
-            bits = tl.where(value == value, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, 0x7FC0) & 0xFFFF
+            bits = bfloat16_bits(value)
         else:
             bits = value.to(KIND_OUT).to(tl.uint16, bitcast=True).to(tl.int32)
     if PACK > 1:

@@ -53,4 +53,4 @@ def upsample_conv2d_ref(
     out_dtype = check_call(x, layer, prologue, epilogue, out).dtype
     large = prologue_ref(x, prologue, weight.dtype).repeat_interleave(scale[0], 1).repeat_interleave(scale[1], 2)
     value = Conv2d(padding=padding, groups=groups).apply(large.permute(0, 3, 1, 2), weight.to(torch.float32))
-    return epilogue_ref(value.permute(0, 2, 3, 1), epilogue, out_dtype, out)
+    return epilogue_ref(value.permute(0, 2, 3, 1), epilogue, out_dtype, out, computed=weight.dtype)

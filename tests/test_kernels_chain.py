@@ -23,6 +23,8 @@ from tilefuse.kernels.chain_cases import CASES
 from tilefuse.kernels.chain_config import MOST_SCRATCH_BYTES, PROGRAMS, Link, pays, pick_config
 from tilefuse.kernels.conv2d import conv2d_ref
 from tilefuse.kernels.epilogue import Epilogue, Residual
+from tilefuse.kernels.image_load import image_load
+from tilefuse.kernels.image_store import image_store
 from tilefuse.kernels.layer import Layer, pack_conv2d, pack_conv_transpose2d
 from tilefuse.kernels.toolchain import interpreted
 
@@ -89,6 +91,25 @@ def test_a_chain_is_what_torch_computes() -> None:
     epilogue = Epilogue(bias=bias, shuffle=2, low=-0.5, high=0.6, output_scale=2.0)
     expected = conv2d_ref(value, w[2], padding=SAME, epilogue=epilogue)
     assert_near(run_chain(x, pack_chain(inner, last), epilogue=epilogue), expected)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("espcn", torch.uint8), ("fsrcnn", torch.uint16)])
+def test_a_chain_of_pixels_gives_the_bits_of_a_load_a_chain_and_a_store(name: str, dtype: torch.dtype) -> None:
+    build, channels, _ = NETS[name]
+    inner, last = build(HALF)
+    chain, full = pack_chain(inner, last), torch.iinfo(dtype).max
+    x = draw(1, 4, 6, channels, dtype=dtype)
+    flags = [torch.zeros(1, dtype=torch.int32, device=DEVICE) for _ in range(2)]
+    epilogue = Epilogue(bias=draw(last.channels, seed=8), shuffle=last.shuffle)
+    levels = replace(epilogue, out_dtype=dtype, levels=True, flag=flags[1])
+    for flagged in (0, 1):
+        floats = run_chain(image_load(x, 1 / full, HALF), chain, epilogue=epilogue)
+        stored = image_store(floats, dtype, flag=flags[0])
+        made = run_chain(x, chain, input_scale=1 / full, epilogue=levels)
+        assert torch.equal(made.int(), stored.int())
+        assert [flag.item() for flag in flags] == [flagged] * 2
+        assert epilogue.bias is not None
+        epilogue.bias[0] = torch.nan
 
 
 @pytest.mark.thorough

@@ -13,6 +13,7 @@ from tilefuse.kernels.conv2d import conv2d, conv2d_ref
 from tilefuse.kernels.conv_config import pick_config
 from tilefuse.kernels.convolve import run_layer
 from tilefuse.kernels.epilogue import Epilogue, Prologue, Residual
+from tilefuse.kernels.image_load import image_load
 from tilefuse.kernels.layer import pack_conv2d
 
 pytestmark = pytest.mark.thorough
@@ -80,6 +81,21 @@ def test_integers_become_floats_on_the_way_in(dtype):
     top = torch.iinfo(dtype).max
     x, w = draw(1, 5, 6, 3, dtype=dtype), weight(8, 3, 3, 3, dtype=HALF)
     compare(conv2d, conv2d_ref, x, w, padding=SAME, prologue=Prologue(input_scale=1 / top))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+@pytest.mark.parametrize("computed", [FULL, HALF])
+@pytest.mark.parametrize("kind", ["dense", "depthwise", "normalised"])
+def test_integers_are_read_as_the_floats_that_a_load_makes_of_them(kind, computed, dtype):
+    """The same bits, also where a prologue goes on with the rounded value."""
+    x, groups = draw(2, 4, 5, 3, dtype=dtype), 3 if kind == "depthwise" else 1
+    w, full = weight(6, 3 // groups, 3, 3, dtype=computed), torch.iinfo(dtype).max
+    prologue = Prologue(1 / full)
+    if kind == "normalised":
+        prologue = replace(prologue, scale=draw(2, 3, seed=5), shift=draw(2, 3, seed=6), activation="silu")
+    loaded = conv2d(image_load(x, 1 / full, computed), w, padding=SAME, groups=groups, prologue=prologue)
+    assert torch.equal(conv2d(x, w, padding=SAME, groups=groups, prologue=prologue), loaded)
+    assert_near(loaded, conv2d_ref(x, w, padding=SAME, groups=groups, prologue=prologue))
 
 
 @pytest.mark.parametrize("inputs", [3, 20])
@@ -172,6 +188,15 @@ REFUSED = {
     "epilogue.activation is swish": lambda: conv2d(draw(*X), weight(*W), epilogue=Epilogue(activation="swish")),
     "epilogue.shuffle is 3": lambda: conv2d(draw(*X), weight(*W), epilogue=Epilogue(shuffle=3)),
     "epilogue.out_dtype is torch.int32": lambda: conv2d(draw(*X), weight(*W), epilogue=Epilogue(out_dtype=torch.int32)),
+    "epilogue.out_dtype is torch.float32 for levels": lambda: conv2d(
+        draw(*X), weight(*W), epilogue=Epilogue(levels=True)
+    ),
+    "epilogue.flag is torch.int64 of shape": lambda: conv2d(
+        draw(*X), weight(*W), epilogue=Epilogue(out_dtype=torch.uint8, levels=True, flag=torch.zeros(1).long())
+    ),
+    "epilogue.flag is .* without levels": lambda: conv2d(
+        draw(*X), weight(*W), epilogue=Epilogue(flag=torch.zeros(1, dtype=torch.int32))
+    ),
     "epilogue.channel_offset is 2": lambda: conv2d(draw(*X), weight(*W), epilogue=Epilogue(channel_offset=2)),
     "epilogue.residuals is 3": lambda: conv2d(
         draw(*X), weight(*W), epilogue=Epilogue(residuals=(Residual(draw(1, 2, 2, 8)),) * 3)

@@ -12,6 +12,7 @@ from tests.conv_kernels import DEVICE, assert_near, compare, draw, run_on, weigh
 from tilefuse.kernels.conv2d import conv2d, conv2d_ref
 from tilefuse.kernels.convolve import packing, run_layer
 from tilefuse.kernels.epilogue import Epilogue, Residual
+from tilefuse.kernels.image_store import image_store
 from tilefuse.kernels.layer import pack_conv2d
 from tilefuse.ops.pointwise import ActivationKind
 
@@ -103,6 +104,53 @@ def test_pixel_shuffle_stores(dtype, shuffle, width):
     x, w = draw(2, 3, width, 5), weight(channels, 5, 3, 3)
     ours, theirs = (f(x, w, padding=SAME, epilogue=epilogue) for f in (conv2d, conv2d_ref))
     assert_near(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "shuffle", "groups", "why"),
+    [
+        (5, 12, 2, 1, "two bytes a word"),
+        (32, 48, 4, 1, "four, by descriptors in half precision"),
+        (5, 27, 3, 1, "bytes alone"),
+        (16, 3, 1, 1, "four pixels a row of the product"),
+        (4, 8, 1, 4, "depthwise"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize(("computed", "dtype"), [(FULL, U8), (HALF, U16), (BF16, U8)])
+def test_levels_are_those_of_a_result_stored_and_converted(inputs, outputs, shuffle, groups, why, computed, dtype):
+    """Beside 0..1, between levels, and where half precision overflows: the bits of `image_store`, and its flag."""
+    x, w = draw(1, 2, 4, inputs, dtype=computed), weight(outputs, inputs // groups, 3, 3, dtype=computed)
+    flags = [torch.zeros(1, dtype=torch.int32, device=DEVICE) for _ in range(3)]
+    plain = Epilogue(bias=draw(outputs, seed=3) + 0.5, shuffle=shuffle)
+    made = replace(plain, out_dtype=dtype, levels=True)
+    options = {"padding": SAME, "groups": groups}
+    for infinite in (False, True):
+        if infinite:
+            x[0, 1, 3, 0] = torch.inf
+        floats = conv2d(x, w, **options, epilogue=plain)
+        assert bool(floats.isfinite().all()) != infinite
+        stored = image_store(floats.float(), dtype, flag=flags[0])
+        levels = conv2d(x, w, **options, epilogue=replace(made, flag=flags[1]))
+        assert torch.equal(levels.int(), stored.int())
+        reference = conv2d_ref(x, w, **options, epilogue=replace(made, flag=flags[2]))
+        if computed == FULL and not infinite:
+            assert (reference.int() - stored.int()).abs().max() <= 1
+        assert [flag.item() for flag in flags] == [infinite] * 3
+        assert {0, torch.iinfo(dtype).max} <= set(stored.flatten().tolist())
+        assert infinite or stored.int().unique().numel() > 4
+
+
+def test_a_value_past_half_precision_is_flagged_where_it_would_be_stored():
+    """70000 fits the sums, which are float32, but not the result of a half-precision layer."""
+    x = torch.full((1, 1, 2, 1), 200.0, dtype=HALF, device=DEVICE)
+    flag = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    epilogue = Epilogue(out_dtype=U8, levels=True, flag=flag)
+    for number, flagged in ((300.0, 0), (350.0, 1), (300.0, 1)):
+        w = torch.full((1, 1, 1, 1), number, dtype=HALF, device=DEVICE)
+        assert conv2d(x, w, epilogue=epilogue).unique().tolist() == [255]
+        assert flag.item() == flagged
+        assert conv2d(x, w, epilogue=replace(epilogue, flag=None)).unique().tolist() == [255]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from tests.conftest import Compare
 from tilefuse.backends import registry
 from tilefuse.backends.base import Precision, Session
 from tilefuse.backends.triton.lowering import lower
-from tilefuse.backends.triton_fused import TritonFused
+from tilefuse.backends.triton.session import TritonPixelSession, bind
+from tilefuse.backends.triton_fused import DTYPES, TritonFused
 from tilefuse.capture import from_module
 from tilefuse.commands.describe import describe_model
 from tilefuse.errors import BackendError, ModelError
@@ -242,6 +244,52 @@ def test_integer_pixels_go_in_and_out_as_they_lie() -> None:
         session.run(pixels[:, :5])
     with pytest.raises(BackendError, match="takes uint8 and uint16 pixels, not float32"):
         BACKEND.compile_pixels(model, (1, 3, 9, 8), np.dtype("f4"), device="cpu", precision="fp32", threads=1)
+
+
+def narrow() -> nn.Module:
+    """Sixteen features to three channels: four pixels of the result are a row of the product."""
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Tanh(), nn.Conv2d(16, 3, 3, padding=1))
+
+
+U8, U16 = torch.uint8, torch.uint16
+# Network, precision, height and width, the pixels, and whether its own kernels read and write them.
+ENDS: tuple[tuple[str, Precision, tuple[int, int], torch.dtype, bool, bool], ...] = (
+    ("espcn x2", "fp16", (3, 4), U8, True, True),
+    ("espcn x3", "fp16", (3, 4), U8, True, False),
+    ("espcn x3", "fp32", (2, 4), U16, True, True),
+    ("compact", "fp16", (2, 3), U8, False, True),
+    ("narrow", "fp32", (2, 8), U8, True, True),
+    ("narrow", "fp32", (2, 5), U8, True, False),
+)
+
+
+@pytest.mark.parametrize(("name", "precision", "size", "kind", "reads", "writes"), ENDS)
+def test_pixels_have_the_bits_of_a_load_the_network_and_a_store(
+    name: str, precision: Precision, size: tuple[int, int], kind: torch.dtype, reads: bool, writes: bool
+) -> None:
+    torch.manual_seed(0)
+    made: dict[str, nn.Module] = {
+        "espcn x2": ESPCN(2, features=(8, 4)), "espcn x3": ESPCN(3, features=(8, 4)), "narrow": narrow(),
+        "compact": SRVGGNetCompact(num_feat=8, num_conv=1, upscale=2),
+    }  # fmt: skip
+    shape, computed, dtype = (1, 3, *size), DTYPES[precision], np.dtype(str(kind).removeprefix("torch."))
+    with torch.no_grad():
+        graph = from_module(made[name].eval(), torch.rand(shape))
+    pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (1, *size, 3), dtype)
+    spoilt = replace(graph, weights={key: tensor * torch.nan for key, tensor in graph.weights.items()})
+    for tried in (graph, spoilt) if reads and precision == "fp16" else (graph,):
+        fused, apart = lower(tried, [shape], computed, pixels=kind), lower(tried, [shape], computed)
+        assert fused.inputs[0].dtype == (kind if reads else computed)
+        assert fused.outputs[0].dtype == (kind if writes else computed)
+        sessions = [TritonPixelSession(bind(program, "cpu"), dtype) for program in (fused, apart)]
+        (ours, finite), (theirs, as_finite) = (session.run(pixels) for session in sessions)
+        assert np.array_equal(ours, theirs)
+        assert finite == as_finite == (tried is graph)
+        # A second run neither keeps the flag of the first nor writes into what it gave away.
+        kept = ours.copy()
+        again, _ = sessions[0].run(255 - pixels)
+        assert np.array_equal(ours, kept)
+        assert not np.shares_memory(ours, again)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])

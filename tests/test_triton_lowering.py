@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,11 +18,14 @@ from tilefuse.backends.base import Session
 from tilefuse.backends.triton.arena import ALIGNMENT_BYTES, Lifetime, lay_out
 from tilefuse.backends.triton.epilogues import read_tail
 from tilefuse.backends.triton.lowering import lower
+from tilefuse.backends.triton.pixels import stores_pixels
+from tilefuse.backends.triton.places import Place, dense_strides
 from tilefuse.backends.triton_fused import TritonFused
 from tilefuse.capture import from_module
 from tilefuse.cost import peak_live_bytes
 from tilefuse.export.generators.stylenet import TransformerNet
 from tilefuse.graph import Graph, Input, Node
+from tilefuse.kernels.layer import pack_conv2d
 from tilefuse.model import Model
 from tilefuse.ops import Activation, Binary, Clamp, Concat, Conv2d, Op, PixelShuffle, Slice
 
@@ -137,3 +140,75 @@ def test_buffers_alive_together_never_share_bytes(drawn: list[tuple[int, int, in
 def test_the_arena_is_reused() -> None:
     chain = [Lifetime(str(i), 1000, i, i + 1) for i in range(20)]
     assert lay_out(chain)[1] == 2 * 1024
+
+
+def pixel_graph(*nodes: Node, **weights: Tensor) -> Graph:
+    return Graph((Input("x", (None, 3, None, None)),), nodes, (nodes[-1].output,), weights)
+
+
+def test_pixels_are_read_where_only_layers_of_few_channels_do_and_written_where_words_can_be() -> None:
+    w, narrow = torch.randn(12, 3, 3, 3), torch.randn(3, 12, 3, 3)
+    same = Conv2d(padding=(1, 1, 1, 1))
+    first, last = Node(same, ("x", "w"), "a"), Node(same, ("a", "narrow"), "y")
+    two = pixel_graph(first, last, w=w, narrow=narrow)
+    shuffled = pixel_graph(first, Node(PixelShuffle(2), ("a",), "y"), w=w)
+    twice = pixel_graph(first, last, Node(Binary("add"), ("y", "x"), "z"), w=w, narrow=narrow)
+    views = pixel_graph(
+        Node(Slice(1, 0, 2), ("x",), "part"), Node(same, ("part", "v"), "a"), last, v=w[:, :2], narrow=narrow
+    )
+    pooled = pixel_graph(first, last, Node(Activation("relu"), ("x",), "b"), w=w, narrow=narrow)
+    sixteen = Input("x", (None, 16, None, None))
+    wide = Graph((sixteen,), (Node(same, ("x", "w"), "y"),), ("y",), {"w": torch.randn(12, 16, 3, 3)})
+    u8, u16, single = torch.uint8, torch.uint16, torch.float32
+    # Twelve channels are whole words; three alone are bytes, which uint16 has none of.
+    cases = [
+        (shuffled, u8, (u8, u8)),
+        (shuffled, u16, (u16, u16)),
+        (two, u8, (u8, single)),
+        (two, u16, (u16, u16)),
+        (twice, u16, (single, u16)),
+        (views, u16, (u16, u16)),
+        (wide, u8, (single, u8)),
+    ]
+    for number, (graph, kind, ends) in enumerate(cases):
+        program = lower(graph, [(1, 16 if graph is wide else 3, 6, 6)], single, pixels=kind)
+        assert (program.inputs[0].dtype, program.outputs[0].dtype) == ends, number
+        assert (program.flag is not None) == (ends[1] == kind)
+        for place in (*program.inputs, *program.outputs):
+            assert program.buffers[place.buffer].dtype == place.dtype
+            assert program.offsets[place.buffer] + program.buffers[place.buffer].bytes <= program.arena_bytes
+    both = lower(replace(pooled, outputs=("y", "b")), [(1, 3, 6, 6)], single, pixels=u8)
+    assert (both.inputs[0].dtype, both.flag) == (single, None)
+    same_value = Graph((Input("x", (None, 3, None, None)),), (), ("x",), {})
+    assert lower(same_value, [(1, 3, 6, 6)], single, pixels=u8).inputs[0].dtype == single
+
+
+def test_the_flag_of_a_pixel_program_is_alive_throughout() -> None:
+    graph = captured("compact")
+    program = lower(graph, [(1, 3, 9, 8)], torch.float16, pixels=torch.uint8)
+    assert program.flag is not None
+    assert program.calls[-1].writes[-1] == program.flag
+    start = program.offsets[program.flag.buffer]
+    others = [name for name in program.buffers if name != program.flag.buffer]
+    spans = [(program.offsets[name], program.offsets[name] + program.buffers[name].bytes) for name in others]
+    assert all(end <= start or start + 4 <= begin for begin, end in spans)
+
+
+@pytest.mark.parametrize(
+    ("shuffle", "outputs", "width", "kind", "stored"),
+    [
+        (4, 48, 5, torch.uint8, True), (2, 12, 5, torch.uint8, True), (3, 27, 4, torch.uint8, False),
+        (3, 27, 4, torch.uint16, True), (1, 3, 8, torch.uint8, True), (1, 3, 6, torch.uint8, False),
+        (1, 64, 5, torch.uint8, True),
+    ],
+)  # fmt: skip
+def test_no_pixels_are_stored_byte_by_byte(
+    shuffle: int, outputs: int, width: int, kind: torch.dtype, stored: bool
+) -> None:
+    layer = pack_conv2d(torch.empty(outputs, 16, 3, 3, device="meta"), padding=(1, 1, 1, 1), shuffle=shuffle)
+    shape = (1, *layer.output_size(4, width), layer.outputs)
+    place = Place("y", shape, dense_strides(shape), 0, torch.float16)
+    assert stores_pixels(layer, place, kind) == stored
+    # Among other channels, words would overwrite them.
+    beside = place.viewed(shape, dense_strides((*shape[:3], 65)))
+    assert not stores_pixels(layer, beside, torch.uint8)

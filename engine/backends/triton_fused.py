@@ -58,8 +58,10 @@ class TritonFused:
             return "Triton's interpreter rounds bf16 wrongly; use fp32"
         return reason
 
-    def lower(self, model: Model, shapes: Sequence[Shape], precision: Precision) -> Program:
-        """Lower a model for input shapes; nothing runs, and no GPU is needed.
+    def lower(
+        self, model: Model, shapes: Sequence[Shape], precision: Precision, *, pixels: torch.dtype | None = None
+    ) -> Program:
+        """Lower a model for input shapes, or windows of integer pixels; nothing runs, and no GPU is needed.
 
         Raises:
             BackendError: the model has no graph.
@@ -68,7 +70,7 @@ class TritonFused:
 
         if model.graph is None:
             raise BackendError(f"{self.name} needs the model's graph: {model.uncaptured}")
-        return lower(model.graph, shapes, DTYPES[precision])
+        return lower(model.graph, shapes, DTYPES[precision], pixels=pixels)
 
     def notes(self, model: Model) -> tuple[str, ...]:
         """Say what a user should know of how this backend serves a model: ops that torch runs, and the interpreter."""
@@ -115,20 +117,27 @@ class TritonFused:
 
         if np.dtype(dtype) not in (np.uint8, np.uint16):
             raise BackendError(f"{self.name} takes uint8 and uint16 pixels, not {np.dtype(dtype)}")
-        bindings = self._bound(model, [shape], device, precision, threads)
+        kind = torch.uint8 if np.dtype(dtype) == np.uint8 else torch.uint16
+        bindings = self._bound(model, [shape], device, precision, threads, kind)
         if len(bindings.outputs) != 1 or bindings.outputs[0].ndim != 4:
             raise BackendError(f"{self.name}: {model.name} gives no single image to round to pixels")
         return TritonPixelSession(bindings, np.dtype(dtype))
 
     def _bound(
-        self, model: Model, shapes: Sequence[Shape], device: str, precision: Precision, threads: int
+        self,
+        model: Model,
+        shapes: Sequence[Shape],
+        device: str,
+        precision: Precision,
+        threads: int,
+        pixels: torch.dtype | None = None,
     ) -> Bindings:
         require(self, model, shapes, device, precision)
         torch.set_num_threads(threads)
         from tilefuse.backends.triton.session import bind
 
         try:
-            return bind(self.lower(model, shapes, precision), device)
+            return bind(self.lower(model, shapes, precision, pixels=pixels), device)
         except (RuntimeError, MemoryError) as error:
             raise refuse_compile(self.name, error) from error
         except (BackendError, ModelError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -10,6 +11,7 @@ from tilefuse.backends.triton import chains, layers, moves, pointwise
 from tilefuse.backends.triton.arena import Lifetime, lay_out
 from tilefuse.backends.triton.builder import Builder
 from tilefuse.backends.triton.operations import NormalisePixels, TorchOperation
+from tilefuse.backends.triton.pixels import fuse_pixels
 from tilefuse.backends.triton.places import Call, Place, Program, constant_bytes
 from tilefuse.backends.triton.prepare import pixel_norms, prepare
 from tilefuse.graph import Graph, Node, Shape
@@ -33,8 +35,12 @@ from tilefuse.ops import (
 )
 
 
-def lower(graph: Graph, shapes: Sequence[Shape], dtype: torch.dtype) -> Program:
+def lower(graph: Graph, shapes: Sequence[Shape], dtype: torch.dtype, *, pixels: torch.dtype | None = None) -> Program:
     """Lower a graph for inputs of the given shapes, computed in `dtype`. Nothing runs, and no device is needed.
+
+    Args:
+        pixels: uint8 or uint16, which the graph's one image in and one image out may be, as far as its own kernels
+            convert them; the places of the program's input and output say whether they do.
 
     Raises:
         ModelError: the graph can't take the shapes.
@@ -62,7 +68,15 @@ def lower(graph: Graph, shapes: Sequence[Shape], dtype: torch.dtype) -> Program:
             emit(builder, node)
     outputs = tuple(builder.place(name) for name in prepared.outputs)
     inputs = tuple(builder.place(spec.name) for spec in prepared.inputs)
-    return _program(builder, inputs, outputs, tuple(builder.shapes[name] for name in prepared.outputs))
+    output_shapes, flag = tuple(builder.shapes[name] for name in prepared.outputs), None
+    if pixels is not None and len(inputs) == len(outputs) == 1:
+        mark = builder.buffer("flag", (1,), torch.int32)
+        fused = fuse_pixels(builder.calls, inputs[0], outputs[0], pixels, mark)
+        builder.calls, flag = list(fused.calls), fused.flag
+        inputs, outputs = (fused.source,), (fused.result,)
+        for place in (*inputs, *outputs):
+            builder.buffers[place.buffer] = replace(builder.buffers[place.buffer], dtype=place.dtype)
+    return _program(builder, inputs, outputs, output_shapes, flag)
 
 
 def emit(builder: Builder, node: Node) -> None:
@@ -109,7 +123,11 @@ def _emit_torch(builder: Builder, node: Node) -> None:
 
 
 def _program(
-    builder: Builder, inputs: tuple[Place, ...], outputs: tuple[Place, ...], output_shapes: tuple[Shape, ...]
+    builder: Builder,
+    inputs: tuple[Place, ...],
+    outputs: tuple[Place, ...],
+    output_shapes: tuple[Shape, ...],
+    flag: Place | None,
 ) -> Program:
     calls: tuple[Call, ...] = tuple(builder.calls)
     used: dict[str, tuple[int, int]] = {place.buffer: (-1, -1) for place in inputs}
@@ -120,8 +138,11 @@ def _program(
     for place in outputs:
         first, _ = used[place.buffer]
         used[place.buffer] = (first, len(calls))
+    if flag is not None:
+        # Cleared before the first call, read after the last.
+        used[flag.buffer] = (-1, len(calls))
     lifetimes = [Lifetime(name, builder.buffers[name].bytes, *span) for name, span in used.items()]
     offsets, size = lay_out(lifetimes)
     held = sum(constant_bytes(call.operation) for call in calls)
     buffers = {name: builder.buffers[name] for name in used}
-    return Program(inputs, outputs, output_shapes, calls, buffers, offsets, size, held)
+    return Program(inputs, outputs, output_shapes, calls, buffers, offsets, size, held, flag)

@@ -31,7 +31,8 @@ Read = Sequence[Tensor]
 class Convolve(Operation):
     """A packed layer. Reads x, with `statistics` scale and shift of a norm, and the residuals; writes the result.
 
-    `scale` and `shift` float32 [N, C] are a constant prologue's; `scales` a residual's own and the value's.
+    With `epilogue.levels` it writes a flag too. `scale` and `shift` float32 [N, C] are a constant prologue's,
+    `input_scale` is of integer inputs; `scales` are a residual's own and the value's.
     """
 
     layer: Layer
@@ -45,6 +46,7 @@ class Convolve(Operation):
     input_slope: float = 0.0
     scale: Tensor | None = None
     shift: Tensor | None = None
+    input_scale: float = 1.0
 
     def run(self, reads: Read, writes: Read) -> None:
         x, *rest = reads
@@ -52,18 +54,23 @@ class Convolve(Operation):
         if self.statistics:
             scale, shift, *rest = rest
             scale, shift = scale.view(x.shape[0], -1), shift.view(x.shape[0], -1)
-        prologue = Prologue(scale=scale, shift=shift, activation=self.input_activation, slope=self.input_slope)
+        prologue = Prologue(self.input_scale, scale, shift, self.input_activation, self.input_slope)
         residuals = tuple(
             Residual(tensor, own, value, factor)
             for tensor, (own, value), factor in zip(rest, self.scales, self.upsample, strict=True)
         )
-        epilogue = replace(self.epilogue, bias=self.bias, slopes=self.slopes, residuals=residuals)
-        run_layer(x, self.layer, prologue=prologue, epilogue=epilogue, out=writes[0])
+        made, *flags = writes
+        flag = flags[0] if flags else None
+        epilogue = replace(self.epilogue, bias=self.bias, slopes=self.slopes, residuals=residuals, flag=flag)
+        run_layer(x, self.layer, prologue=prologue, epilogue=epilogue, out=made)
 
 
 @dataclass(frozen=True, eq=False)
 class Chained(Operation):
-    """A packed chain of layers. Reads x and the residuals; writes scratch, then the result."""
+    """A packed chain of layers. Reads x and the residuals; writes scratch and the result.
+
+    With `epilogue.levels` it writes a flag too; `input_scale` is of integer inputs.
+    """
 
     chain: Chain
     epilogue: Epilogue
@@ -71,6 +78,7 @@ class Chained(Operation):
     slopes: Tensor | None = None
     upsample: tuple[int, ...] = ()
     scales: tuple[tuple[float, float], ...] = ()
+    input_scale: float = 1.0
 
     def run(self, reads: Read, writes: Read) -> None:
         x, *rest = reads
@@ -78,8 +86,10 @@ class Chained(Operation):
             Residual(tensor, own, value, factor)
             for tensor, (own, value), factor in zip(rest, self.scales, self.upsample, strict=True)
         )
-        epilogue = replace(self.epilogue, bias=self.bias, slopes=self.slopes, residuals=residuals)
-        run_chain(x, self.chain, epilogue=epilogue, out=writes[1], scratch=writes[0])
+        scratch, made, *flags = writes
+        flag = flags[0] if flags else None
+        epilogue = replace(self.epilogue, bias=self.bias, slopes=self.slopes, residuals=residuals, flag=flag)
+        run_chain(x, self.chain, input_scale=self.input_scale, epilogue=epilogue, out=made, scratch=scratch)
 
 
 @dataclass(frozen=True, eq=False)

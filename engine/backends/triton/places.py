@@ -100,6 +100,7 @@ class Program:
         offsets: first byte of every buffer in the arena.
         arena_bytes: the arena's size, which is the peak of all activations together.
         weight_bytes: size of all constants as packed.
+        flag: int32 [1] that a call sets behind values that are not finite; None where no call does.
     """
 
     inputs: tuple[Place, ...]
@@ -110,6 +111,7 @@ class Program:
     offsets: Mapping[str, int]
     arena_bytes: int
     weight_bytes: int
+    flag: Place | None = None
 
     @property
     def torch_ops(self) -> tuple[str, ...]:

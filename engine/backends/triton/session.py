@@ -40,6 +40,7 @@ class Bindings:
     """A program on a device: its arena, its calls, and the graph that replays them on a CUDA device.
 
     Attributes:
+        flag: int32 [1] that a call sets behind values that are not finite; None where no call does.
         graph: None on a CPU, where the calls run one after the other.
         lock: held while the arena is in use; threads take turns.
     """
@@ -49,6 +50,7 @@ class Bindings:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     calls: tuple[Bound, ...]
+    flag: Tensor | None
     graph: Any
     lock: Lock
 
@@ -80,7 +82,8 @@ def bind(program: Program, device: str) -> Bindings:
     )
     inputs, outputs = tuple(map(tensor, program.inputs)), tuple(map(tensor, program.outputs))
     graph = _capture(calls, place) if place.type == "cuda" else None
-    return Bindings(program, place, inputs, outputs, calls, graph, Lock())
+    flag = None if program.flag is None else tensor(program.flag)
+    return Bindings(program, place, inputs, outputs, calls, flag, graph, Lock())
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +117,10 @@ class TritonSession:
 
 @dataclass(frozen=True, eq=False)
 class TritonPixelSession:
-    """A program that takes and gives integer pixels as they lie in an image; the first and last kernels convert."""
+    """A program that takes and gives integer pixels as they lie in an image.
+
+    Its first and its last kernel convert them; where they can't (`fuse_pixels`), a kernel before or behind them does.
+    """
 
     bindings: Bindings
     dtype: np.dtype[Any]
@@ -124,10 +130,17 @@ class TritonPixelSession:
         (target,), (source,) = bound.inputs, bound.outputs
         check_pixels(pixels, target.shape)
         kind = torch.uint8 if self.dtype == np.uint8 else torch.uint16
-        full = FULL_SCALE[kind]
         try:
             with bound.lock, _on(bound.device):
-                image_load(torch.from_numpy(np.ascontiguousarray(pixels)).to(bound.device), 1 / full, out=target)
+                given = torch.from_numpy(np.ascontiguousarray(pixels))
+                if target.dtype == kind:
+                    target.copy_(given)
+                else:
+                    image_load(given.to(bound.device), 1 / FULL_SCALE[kind], out=target)
+                if bound.flag is not None:
+                    bound.flag.zero_()
+                    bound.replay()
+                    return source.to("cpu", copy=True).numpy(), not bool(bound.flag.item())
                 bound.replay()
                 flag = torch.zeros(1, dtype=torch.int32, device=bound.device)
                 n, h, w, c = source.shape
