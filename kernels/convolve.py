@@ -78,6 +78,9 @@ def check_call(x: Tensor, layer: Layer, prologue: Prologue, epilogue: Epilogue, 
     result, made = (n, height, width, layer.outputs), epilogue.result_dtype(x, layer.weight)
     check_prologue(prologue, x)
     check_epilogue(epilogue, x, layer.channels, result, made)
+    if epilogue.flag is not None:
+        given = f"given for {height} x {width} pixels"
+        require(makes_whole(layer, height, width), "epilogue.flag", given, "sizes that grid positions fill as wholes")
     if out is None:
         require(epilogue.channel_offset == 0, "epilogue.channel_offset", epilogue.channel_offset, "0 without `out`")
         return x.new_empty(result, dtype=made)
@@ -173,6 +176,12 @@ def plan_launch(
         f"{'depthwise' if depthwise else 'conv2d'} {pieces}", kernel, grid, arguments, config.warps, config.stages,
         config, rows and steps > 1 and not prologue.is_affine and not depthwise, exact,
     )  # fmt: skip
+
+
+def makes_whole(layer: Layer, height: int, width: int) -> bool:
+    """Tell whether grid positions fill a result as wholes: none makes pixels past its edge."""
+    each = zip((height, width), layer.phases, layer.spread, strict=True)
+    return all(size % (phases * spread) == 0 for size, phases, spread in each)
 
 
 def describable(x: Tensor) -> bool:

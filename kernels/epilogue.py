@@ -77,7 +77,8 @@ class Epilogue:
         channel_offset: first channel written in `out`, a buffer that may have more channels than the result.
         levels: the value is a brightness, 0 black and 1 white, that becomes a level of the integer `out_dtype` with the
             bits `image_store` gives a result in the weight's type: rounded to that type first, and 0 for a NaN.
-        flag: int32 [1], with `levels`: becomes 1 if a value is not finite in that type, and is left alone otherwise.
+        flag: int32 [1], with `levels`: becomes 1 if a value is not finite in that type, and is left alone otherwise;
+            taken where `makes_whole` has grid positions fill the result as wholes.
     """
 
     bias: Tensor | None = None

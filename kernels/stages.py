@@ -130,9 +130,10 @@ def finish(
         else:
             value = value.to(dtype).to(tl.float32)
         if LEVELS == 2:
-            bad = tl.where(ok & ~(tl.abs(value) < float("inf")), 1, 0)
-            any_bad = tl.max(tl.max(bad, 1), 0)
-            tl.store(flag_ptr, any_bad, mask=any_bad > 0)
+            # Each lane tells by itself: a reduction, or the mask of the store with its addresses, would hold half as
+            # many registers again. So the launcher takes a flag only where grid positions lie in the image as wholes.
+            bad = known[None, :] & inside[:, None] & ~(tl.abs(value) < float("inf"))
+            tl.store(flag_ptr + tl.zeros((M, N), tl.int32), 1, mask=bad)
         value = tl.where(value == value, value, 0.0) * (255.0 if KIND_OUT == tl.uint8 else 65535.0)
     if KIND_OUT == tl.uint8 or KIND_OUT == tl.uint16:
         top: tl.constexpr = 255.0 if KIND_OUT == tl.uint8 else 65535.0

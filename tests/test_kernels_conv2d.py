@@ -194,6 +194,11 @@ REFUSED = {
     "epilogue.flag is torch.int64 of shape": lambda: conv2d(
         draw(*X), weight(*W), epilogue=Epilogue(out_dtype=torch.uint8, levels=True, flag=torch.zeros(1).long())
     ),
+    "epilogue.flag is given for 2 x 3 pixels": lambda: conv2d(
+        draw(1, 4, 5, 16),
+        weight(3, 16, 3, 3),
+        epilogue=Epilogue(out_dtype=torch.uint8, levels=True, flag=torch.zeros(1, dtype=torch.int32)),
+    ),
     "epilogue.flag is .* without levels": lambda: conv2d(
         draw(*X), weight(*W), epilogue=Epilogue(flag=torch.zeros(1, dtype=torch.int32))
     ),

@@ -199,7 +199,7 @@ def test_the_flag_of_a_pixel_program_is_alive_throughout() -> None:
     [
         (4, 48, 5, torch.uint8, True), (2, 12, 5, torch.uint8, True), (3, 27, 4, torch.uint8, False),
         (3, 27, 4, torch.uint16, True), (1, 3, 8, torch.uint8, True), (1, 3, 6, torch.uint8, False),
-        (1, 64, 5, torch.uint8, True),
+        (1, 64, 5, torch.uint8, True), (1, 3, 8, torch.uint16, True), (1, 3, 6, torch.uint16, False),
     ],
 )  # fmt: skip
 def test_no_pixels_are_stored_byte_by_byte(
