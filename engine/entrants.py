@@ -20,7 +20,7 @@ from tilefuse.errors import BackendError, CapacityError, DeviceError, ModelError
 from tilefuse.execute import Runner, execute
 from tilefuse.memory import ArrayReader, ArrayWriter, PixelReader, Pixels, PixelWriter
 from tilefuse.model import Model
-from tilefuse.planner import BACKEND_FACTOR, input_shapes
+from tilefuse.planner import assumed_factor, input_shapes
 from tilefuse.resident import peak_growth
 from tilefuse.runners import FloatRunner, PixelRunner
 from tilefuse.shrinking import ShrinkingRunner
@@ -31,7 +31,8 @@ from tilefuse.timing import timed
 _CALLS_A_WORKER = 2
 # Below this much live data what a process grows by is the library's, not the network's.
 _TOLD_BYTES = 32 << 20
-_LARGEST_FACTOR = 4.0
+# Nor is what passes twice the assumed: it does not grow with the window.
+_LARGEST_EXCESS = 2.0
 
 
 def enter(task: Task, candidate: Candidate, reference: Tensor | None) -> Entrant | Measurement:
@@ -41,7 +42,7 @@ def enter(task: Task, candidate: Candidate, reference: Tensor | None) -> Entrant
     reason = refusal(task, candidate)
     if reason is not None:
         return replace(entered, reason=reason)
-    if _live_bytes(task, cut.window, candidate) * BACKEND_FACTOR > task.memory:
+    if _live_bytes(task, cut.window, candidate) * assumed_factor(candidate.backend) > task.memory:
         return replace(entered, reason="not measured: it needs more memory than is allowed")
     try:
         entrant, growth = _prepared(task, candidate, cut)
@@ -139,7 +140,8 @@ def _memory_factor(task: Task, window: tuple[int, int], candidate: Candidate, gr
     live = _live_bytes(task, window, candidate)
     if growth is None or task.model.graph is None or live < _TOLD_BYTES:
         return None
-    return min(_LARGEST_FACTOR, max(1.0, (growth - weight_bytes(task.model.graph)) / live))
+    largest = _LARGEST_EXCESS * assumed_factor(candidate.backend)
+    return min(largest, max(1.0, (growth - weight_bytes(task.model.graph)) / live))
 
 
 def _live_bytes(task: Task, window: tuple[int, int], candidate: Candidate) -> int:

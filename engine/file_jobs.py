@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tilefuse.candidates import thread_splits
 from tilefuse.errors import UsageError
 from tilefuse.execute import Progress
 from tilefuse.images import MAX_PIXELS, Picture, check_output, write_image
 from tilefuse.interruptible import run_interruptibly
 from tilefuse.journal import Header
+from tilefuse.machine import cpu_threads
 from tilefuse.masks import Mask
 from tilefuse.measurement import Subject
 from tilefuse.planner import Plan, Serving
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 # A picture job holds the decoded image, its result, and for a while the encoder's or decoder's copy of either.
 HELD_COPIES = 2.5
+# Of more, the encoder's two threads are too small a share to plan for.
+_FEW_PROCESSORS = 4
 
 
 @dataclass(frozen=True)
@@ -162,8 +166,28 @@ def _servings(engine: Engine, info: RasterInfo, begun: Header | None) -> tuple[S
     dtype = info.dtype.name if info.value_range is None and info.dtype.kind == "u" else "float32"
     subject = Subject(1, info.height, info.width, dtype)
     if begun is None:
-        return tuple(replace(serving, batch=1) for serving in engine.choices.settle(subject).servings)
+        return tuple(_one_by_one(serving) for serving in engine.choices.settle(subject).servings)
     known = (*engine.choices.look(subject).servings, *engine.candidates)
-    servings = tuple(replace(serving, batch=1) for serving in known)
     backend, precision = begun.get("backend", "").partition(" ")[0], begun.get("precision")
-    return tuple(s for s in servings if (s.backend, s.precision) == (backend, precision))[:1] or servings
+    servings = tuple(_one_by_one(serving) for serving in known)
+    same = tuple(s for s in servings if (s.backend, s.precision) == (backend, precision))[:1]
+    return tuple(_with_threads(serving, int(begun.get("threads", "0"))) for serving in same) or servings
+
+
+def _one_by_one(serving: Serving) -> Serving:
+    """Leave batches out; on few processors, unless it was measured, give each window a thread of its own.
+
+    Threads that share a window wait for each other at every layer, and the encoder holds now the one up, now the other.
+    """
+    alone = replace(serving, batch=1)
+    workers, threads = thread_splits(serving.backend, cpu_threads())[-1]
+    if serving.timed or serving.device != "cpu" or not 1 < workers <= _FEW_PROCESSORS:
+        return alone
+    return replace(alone, workers=workers, threads=threads)
+
+
+def _with_threads(serving: Serving, threads: int) -> Serving:
+    """Go on with as many threads a window as before: with others a library may round in another order."""
+    split = next((s for s in thread_splits(serving.backend, cpu_threads()) if s[1] == threads), None)
+    workers = 1 if split is None else split[0]
+    return replace(serving, workers=workers, threads=threads)

@@ -20,7 +20,7 @@ class JobFiles:
 
     @property
     def part(self) -> Path:
-        """The unfinished result, a .npy raster."""
+        """The unfinished result, a raster."""
         return self._beside("part")
 
     @property
@@ -43,6 +43,16 @@ class JobFiles:
             return self.encoded
         self.encoded.mkdir()
         return self.encoded / self.output.name
+
+    def begin_flush(self) -> None:
+        """Have the system write what is encoded so far, so that `flush_encoded` need not wait for all of it."""
+        if hasattr(os, "posix_fadvise") and self.encoded.is_file():
+            descriptor = os.open(self.encoded, os.O_RDONLY)
+            try:
+                # Pages that no one needs any more are let go of, and those that were not written are sent off first.
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
 
     def flush_encoded(self) -> None:
         """Make the encoded result durable."""

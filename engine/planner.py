@@ -22,7 +22,14 @@ CACHE_MISS_FACTOR = 1.3
 # Cost of one more window (slicing, conversion, a call into the backend), as pixels of computation.
 WINDOW_OVERHEAD_PX = 2000
 # Libraries hold a workspace and packed weights beside the activations the graph knows of.
-BACKEND_FACTOR = 2.0
+_FACTOR = 2.0
+# ncnn keeps transformed copies of activations in pools: 6.0 was measured for ESPCN x4, 5.6 to 8.0 for Compact x4.
+_FACTORS = {"ncnn": 7.0}
+
+
+def assumed_factor(backend: str) -> float:
+    """Return the bytes that a backend is taken to hold for each byte of live activations, before it is measured."""
+    return _FACTORS.get(backend, _FACTOR)
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,8 @@ class Serving:
     """The backend the plan is made for, and why it was chosen.
 
     It runs `batch` windows in one call, and `workers` calls at once with `threads` on each (0: all of the machine's).
-    `timed` is what was measured of it, empty before; `memory_factor` what it holds for each byte of live activations.
+    `timed` is what was measured of it, empty before; `measured_factor` the bytes it was seen to hold for each byte of
+    live activations, None before.
     """
 
     backend: str
@@ -116,8 +124,13 @@ class Serving:
     threads: int = 0
     workers: int = 1
     timed: tuple[Timed, ...] = ()
-    memory_factor: float = BACKEND_FACTOR
+    measured_factor: float | None = None
     batch: int = 1
+
+    @property
+    def memory_factor(self) -> float:
+        """Bytes it holds for each byte of live activations: as measured, else as assumed of its backend."""
+        return assumed_factor(self.backend) if self.measured_factor is None else self.measured_factor
 
 
 @dataclass(frozen=True)

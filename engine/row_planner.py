@@ -12,7 +12,7 @@ from tilefuse.errors import CapacityError
 from tilefuse.graph import Graph
 from tilefuse.machine import format_at_least, format_bytes
 from tilefuse.model import Model
-from tilefuse.planner import BACKEND_FACTOR, Plan, Request, Serving, input_shapes, plan
+from tilefuse.planner import Plan, Request, Serving, assumed_factor, input_shapes, plan
 from tilefuse.streaming import peak_bytes
 from tilefuse.tiling import Grid, Span
 
@@ -40,7 +40,7 @@ def plan_rows(
         cut = row_grid(model, height, width, stripe)
         # The first stripe fills every layer, the ones behind it show what stays.
         live = images * peak_bytes(graph, *cut.padded, stripe, [span.core_stop for span in cut.rows[:3]])
-        peak = int(BACKEND_FACTOR * live) + weights + image_bytes
+        peak = int(assumed_factor(BACKEND) * live) + weights + image_bytes
         if peak <= request.memory:
             break
     else:

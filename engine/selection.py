@@ -25,7 +25,7 @@ from tilefuse.machine import cpu_name, cpu_threads
 from tilefuse.measurement import Measurement, Subject, Task, measure, measured_table
 from tilefuse.model import Model
 from tilefuse.options import Options
-from tilefuse.planner import BACKEND_FACTOR, Serving, Timed
+from tilefuse.planner import Serving, Timed
 from tilefuse.verdicts import Key, Verdict, recall, record
 
 # A job is measured for when it is predicted to take this many times as long as measuring: choosing well gives back a
@@ -182,7 +182,7 @@ def servings_of(verdict: Verdict, device: str, how: str) -> tuple[Serving, ...]:
                     for m in group
                     if m.window_seconds
                 ),
-                (largest and largest.memory_factor) or BACKEND_FACTOR,
+                None if largest is None else largest.memory_factor,
                 best.candidate.batch,
             )
         )

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from torch import Tensor
 
 from tilefuse.backends.pixels import Integers, interleaved
+from tilefuse.errors import ImageError
 from tilefuse.interruptible import THREAD_NAME
 from tilefuse.journal import Journal
 from tilefuse.machine import release_memory
 from tilefuse.memory import FULL_SCALE
 from tilefuse.storage.base import Array, RasterInfo, RasterReader
-from tilefuse.storage.flat import FlatRaster
+from tilefuse.storage.cells import UnfinishedRaster
+from tilefuse.storage.deflate import crc32
+from tilefuse.storage.tiff_encode import CancelledError
 from tilefuse.streamed_windows import Planes, bounds
 from tilefuse.tiling import Grid, Span, Window
 
@@ -31,7 +33,7 @@ class FinishedWindows:
     """
 
     def __init__(
-        self, raster: FlatRaster, journal: Journal, grid: Grid, stored: Callable[[int], None] = lambda _: None
+        self, raster: UnfinishedRaster, journal: Journal, grid: Grid, stored: Callable[[int], None] = lambda _: None
     ) -> None:
         """Take windows of `grid`; `stored(index)` is called when the samples of one can be read."""
         self.raster = raster
@@ -49,7 +51,7 @@ class FinishedWindows:
         y, x = window.y, window.x
         self.raster.write(y.core_start, x.core_start, block)
         index = self._rows[y.core_start] * len(self._columns) + self._columns[x.core_start]
-        self._journal.window(index, zlib.crc32(block.data))
+        self._journal.window(index, crc32(block.data))
         self._stored(index)
         self._unflushed += block.nbytes
         if self._unflushed >= SYNC_BYTES or time.monotonic() - self._flushed_at >= SYNC_SECONDS:
@@ -81,6 +83,26 @@ class FinishedWindows:
         self._journal.sync()
         # Several threads take turns at buffers of a window's size; the C library keeps what each of them freed.
         release_memory()
+
+
+def verified(
+    raster: UnfinishedRaster, grid: Grid, recorded: Mapping[int, int], cancelled: Callable[[], bool]
+) -> set[int]:
+    """Return the windows of those recorded, each with its checksum, whose samples are still what they were."""
+    done = set()
+    for index, checksum in recorded.items():
+        if cancelled():
+            raise CancelledError
+        if not 0 <= index < len(grid):
+            continue
+        y, x = grid[index].y, grid[index].x
+        try:
+            block = raster.read(y.core_start, y.core_stop, x.core_start, x.core_stop)
+        except ImageError:
+            continue
+        if crc32(block.data) == checksum:
+            done.add(index)
+    return done
 
 
 class PixelCores:

@@ -11,7 +11,7 @@ from tilefuse.images import FORMATS
 from tilefuse.images.metadata import exif_texts
 from tilefuse.images.outputs import shown
 from tilefuse.job_files import JobFiles
-from tilefuse.planner import Plan, Serving
+from tilefuse.planner import Plan
 from tilefuse.storage import check_target
 from tilefuse.storage.base import RasterInfo
 from tilefuse.storage.georeference import scaled
@@ -21,9 +21,6 @@ from tilefuse.streamed_windows import Planes
 
 # Pillow refuses to open more than twice its MAX_IMAGE_PIXELS.
 _PILLOW_LIMIT_PX = 2 * 89_478_485
-# What processes grew by for each byte of live activations, where that is more than the planner assumes: ncnn keeps
-# transformed copies of activations in pools (6.0 for ESPCN x4, 5.6 to 8.0 for Compact x4).
-_GROWTH_FACTORS = {"ncnn": 7.0}
 # A segment of JPEG, less what libvips adds to the block.
 JPEG_EXIF_BYTES = 65_000
 
@@ -47,13 +44,6 @@ def checked_compression(name: str) -> str:
     if name not in COMPRESSIONS:
         raise UsageError(f"compression: {name!r} is none; give {', '.join(COMPRESSIONS)}")
     return name
-
-
-def with_growth(serving: Serving) -> Serving:
-    """Return a serving whose memory is estimated at what such backends were seen to take; a measured one stays."""
-    if serving.timed:
-        return serving
-    return replace(serving, memory_factor=max(serving.memory_factor, _GROWTH_FACTORS.get(serving.backend, 0.0)))
 
 
 def check_names(job: StreamJob, files: JobFiles) -> None:

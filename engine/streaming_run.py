@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -26,11 +25,12 @@ from tilefuse.runners import FloatRunner, PixelRunner
 from tilefuse.shrinking import ShrinkingRunner
 from tilefuse.storage import check_target, encode, open_raster
 from tilefuse.storage.base import RasterInfo, RasterReader
-from tilefuse.storage.flat import FlatRaster, check_free_space, disk_errors
+from tilefuse.storage.cells import UnfinishedRaster
+from tilefuse.storage.flat import check_free_space, disk_errors
 from tilefuse.storage.gate import GatedRaster, RowGate
-from tilefuse.storage.registry import Target, encodes_rows, raster_header
+from tilefuse.storage.registry import Target, encodes_rows, unfinished_raster
 from tilefuse.storage.tiff_encode import CancelledError
-from tilefuse.streamed_cores import FinishedWindows, PixelCores, RasterCores
+from tilefuse.streamed_cores import FinishedWindows, PixelCores, RasterCores, verified
 from tilefuse.streamed_encoding import beside
 from tilefuse.streamed_job import (
     StreamJob,
@@ -40,7 +40,6 @@ from tilefuse.streamed_job import (
     interpreted,
     result_info,
     result_notes,
-    with_growth,
 )
 from tilefuse.streamed_windows import Planes, RasterPixels, RasterWindows, split_bands
 from tilefuse.tiling import Grid
@@ -137,7 +136,7 @@ def run_streamed(
                 (len(planes.groups), info.height, info.width),
                 cache_bytes + min(_ENCODER_BYTES, request.memory // 4),
                 request,
-                with_growth(serving),
+                serving,
                 held,
             ),
             lambda serving, window: _compiled(network, serving, planes, info, window, serving.precision),
@@ -146,7 +145,7 @@ def run_streamed(
         check_result(job, result, made)
         if on_plan is not None:
             on_plan(made)
-        header = _header(job, network, made, planes, cancelled)
+        header = _header(job, network, serving, made, planes, cancelled)
         with disk_errors("the journal"):
             journal = Journal(files.journal)
         work = Work(job, network, serving, files, reader, info, result, planes, made, grid, cancelled)
@@ -166,7 +165,12 @@ def _settled(
     """Plan for the first who can compile its window, before anything is written."""
     failed: list[str] = []
     for serving in servings:
-        made, grid = planned(replace(serving, why=(*serving.why, *failed)))
+        serving = replace(serving, why=(*serving.why, *failed))
+        made, grid = planned(serving)
+        if made.workers < min(serving.workers, len(grid)):
+            # There is memory for one window at a time alone: it gets all threads.
+            serving = replace(serving, workers=1, threads=serving.workers * serving.threads)
+            made, grid = planned(serving)
         try:
             compiled(serving, grid.window)
         except BackendError as error:
@@ -190,17 +194,14 @@ def _run(
         return StreamResult(work.plan, Execution(0, 0.0, 0.0, 0), len(grid), (*notes, "it was complete already"))
     if job.resume and not job.overwrite:
         check_target(job.output, overwrite=False)
-    prefix = raster_header(result)
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     with disk_errors("the unfinished result"):
         descriptor = os.open(files.part, flags | (0 if history.windows else os.O_TRUNC), 0o600)
     try:
         there = os.stat(descriptor).st_blocks * 512
         check_free_space(job.output.absolute().parent, disk_bytes(job, result) - there)
-        with disk_errors("the unfinished result"):
-            os.pwrite(descriptor, prefix, 0)
-        raster = FlatRaster(descriptor, len(prefix), (result.height, result.width, result.bands), result.dtype)
-        done = _verified(raster, grid, history, work.cancelled)
+        raster = unfinished_raster(descriptor, job.output.suffix.lower(), result, grid)
+        done = verified(raster, grid, history.windows, work.cancelled)
         execution = Execution(0, 0.0, 0.0, 0)
         if len(done) < len(grid) or not history.encoded or not os.path.lexists(files.encoded):
             if history.encoded:
@@ -217,7 +218,7 @@ def _run(
 
 def _compute_and_encode(
     work: Work,
-    raster: FlatRaster,
+    raster: UnfinishedRaster,
     journal: Journal,
     done: Collection[int],
     progress: Progress | None,
@@ -228,6 +229,7 @@ def _compute_and_encode(
     gate = RowGate(work.grid, done, work.cancelled)
 
     def reached(row: int) -> None:
+        files.begin_flush()
         if on_encode is not None:
             on_encode(row, height)
 
@@ -252,7 +254,7 @@ def _compute_and_encode(
 
 def _compute(
     work: Work,
-    raster: FlatRaster,
+    raster: UnfinishedRaster,
     journal: Journal,
     done: Collection[int],
     progress: Progress | None,
@@ -322,7 +324,7 @@ def _compiled(
 
 
 def _header(
-    job: StreamJob, network: Network, made: Plan, planes: Planes, cancelled: Callable[[], bool]
+    job: StreamJob, network: Network, serving: Serving, made: Plan, planes: Planes, cancelled: Callable[[], bool]
 ) -> dict[str, str]:
     """Return everything that the samples depend on, as text."""
     from tilefuse import __version__
@@ -338,6 +340,7 @@ def _header(
         "model": network.model.sha256,
         "backend": f"{made.backend} ({library} {library_version}) on {made.device}",
         "precision": made.precision,
+        "threads": str(serving.threads),
         "size": f"{made.width}x{made.height} to {made.output_width}x{made.output_height}",
         "tile": str(made.tile),
         "halo": str(made.halo_px),
@@ -363,24 +366,6 @@ def _history(job: StreamJob, files: JobFiles, journal: Journal, header: Header) 
     remove(files.encoded)
     journal.start(header)
     return History(dict(header), {}, False)
-
-
-def _verified(raster: FlatRaster, grid: Grid, history: History, cancelled: Callable[[], bool]) -> Collection[int]:
-    """Return the windows whose samples are still what was recorded."""
-    done = set()
-    for index, checksum in history.windows.items():
-        if cancelled():
-            raise CancelledError
-        if not 0 <= index < len(grid):
-            continue
-        y, x = grid[index].y, grid[index].x
-        try:
-            block = raster.read(y.core_start, y.core_stop, x.core_start, x.core_stop)
-        except ImageError:
-            continue
-        if zlib.crc32(block.data) == checksum:
-            done.add(index)
-    return done
 
 
 def _clean(files: JobFiles, journal: Journal) -> None:

@@ -61,6 +61,7 @@ def job(source: str, output: str, memory: str, compression: str) -> None:
                 "cpu_seconds": time.process_time() - cpu,
                 "compute_seconds": report.compute_seconds,
                 "windows": report.windows,
+                "tile": report.plan.tile,
                 "estimated_bytes": report.plan.peak_bytes,
             }
         )

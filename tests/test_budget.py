@@ -152,3 +152,34 @@ def test_6000x5000_under_768_mib(tmp_path: Path) -> None:
     assert found["growth_bytes"] <= 768 * MIB
     assert found["growth_bytes"] <= 1.1 * found["estimated_bytes"]
     print(f"end to end {found['seconds'] / found['compute_seconds']:.3f} of pure compute")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_result_past_4_gib_is_a_bigtiff_that_reads_back(tmp_path: Path) -> None:
+    """Crops of the input, run by themselves in windows of the same size, give the same samples."""
+    import zarr
+
+    height, width, edge, margin = 6600, 7000, 260, 20
+    pixels = photograph(height, width).astype(np.uint16) * 251
+    tifffile.imwrite(tmp_path / "in.tif", pixels, tile=(256, 256), compression="zlib", photometric="rgb")
+    found = measured("job", tmp_path / "in.tif", tmp_path / "out.tif", "768MiB", "none")
+    assert found["growth_bytes"] <= 768 * MIB
+    assert (tmp_path / "out.tif").stat().st_size > 1 << 32
+    engine = tilefuse.load("espcn-x4", tile=found["tile"], measure_seconds=0)
+    with tifffile.TiffFile(tmp_path / "out.tif") as file:
+        assert file.is_bigtiff
+        assert file.pages[0].shape == (4 * height, 4 * width, 3)
+        result = zarr.open(file.aszarr(), mode="r")
+        for y, x in ((0, 0), (3000, 6000), (height - edge, width - edge), (height - edge, 100)):
+            np.save(tmp_path / "crop.npy", pixels[y : y + edge, x : x + edge])
+            engine.run_file(tmp_path / "crop.npy", tmp_path / "crop_out.npy", overwrite=True)
+            # At cuts that are no border of the image the crop lacks what the network sees there.
+            cut = tuple(
+                slice(4 * (margin if low else 0), 4 * (edge - (margin if low + edge < size else 0)))
+                for low, size in ((y, height), (x, width))
+            )
+            expected = np.load(tmp_path / "crop_out.npy")[cut]
+            there = result[4 * y : 4 * (y + edge), 4 * x : 4 * (x + edge)][cut]
+            assert expected.std() > 1000
+            assert np.array_equal(there, expected)

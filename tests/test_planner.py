@@ -145,3 +145,19 @@ def test_the_plan_explains_itself(local: Model) -> None:
         "why",
     ):
         assert word in text
+
+
+def test_what_a_backend_was_not_measured_to_hold_is_assumed_of_it(local: Model) -> None:
+    """ncnn holds about seven bytes for each byte of live activations, the others about two."""
+    request = Request(tile=256, memory=PLENTY)
+
+    def peak(backend: str, measured: float | None = None) -> int:
+        serving = replace(SERVING, backend=backend, measured_factor=measured)
+        return plan(local, (1, 2000, 3000), 0, request, serving)[0].peak_bytes
+
+    weights = peak("torch_eager", 0.0)
+    live = peak("torch_eager", 1.0) - weights
+    assert live > 1 << 20
+    assert peak("torch_eager") == pytest.approx(weights + 2 * live, abs=1)
+    assert peak("ncnn") == pytest.approx(weights + 7 * live, abs=1)
+    assert peak("ncnn", 3.0) == pytest.approx(weights + 3 * live, abs=1)

@@ -82,6 +82,19 @@ class RasterReader(Protocol):
         ...
 
 
+class Raster(Protocol):
+    """A result that can be read; encoders take it."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and bands."""
+        ...
+
+    def read(self, y0: int, y1: int, x0: int, x1: int) -> Array:
+        """Return [y1 - y0, x1 - x0, bands]."""
+        ...
+
+
 class RasterWriter(Protocol):
     """Takes finished windows in any order and holds none of them."""
 

@@ -17,6 +17,8 @@ from tilefuse.machine import format_bytes
 from tilefuse.storage.base import Array
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+# A call of the system moves less than 2 GiB.
+_CALL_BYTES = 1 << 30
 
 
 class FlatRaster:
@@ -52,10 +54,7 @@ class FlatRaster:
         position = self._position(y, x)
         with disk_errors("the unfinished result"):
             for row in range(rows):
-                part = view[row * row_bytes : (row + 1) * row_bytes]
-                written = os.pwrite(self.descriptor, part[: 1 << 30], position)
-                if written < row_bytes:
-                    self._put(part[written:], position + written)
+                write_from(view[row * row_bytes : (row + 1) * row_bytes], self.descriptor, position)
                 position += stride
 
     def finish(self) -> None:
@@ -67,18 +66,26 @@ class FlatRaster:
         return self.offset + (y * self.shape[1] + x) * self.shape[2] * self.dtype.itemsize
 
     def _fill(self, target: Array, y: int, x: int) -> None:
-        view, position = target.data.cast("B"), self._position(y, x)
-        done = 0
-        while done < len(view):
-            count = os.preadv(self.descriptor, [view[done : done + (1 << 30)]], position + done)
-            if count == 0:
-                raise ImageError(f"it ends in row {y} of {self.shape[0]}; the file is truncated, get a whole copy")
-            done += count
+        if not read_into(target.data.cast("B"), self.descriptor, self._position(y, x)):
+            raise ImageError(f"it ends in row {y} of {self.shape[0]}; the file is truncated, get a whole copy")
 
-    def _put(self, view: memoryview, position: int) -> None:
-        done = 0
-        while done < len(view):
-            done += os.pwrite(self.descriptor, view[done : done + (1 << 30)], position + done)
+
+def read_into(view: memoryview, descriptor: int, position: int) -> bool:
+    """Fill bytes from a place of a file; false where it ends too early."""
+    done = 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done : done + _CALL_BYTES]], position + done)
+        if count == 0:
+            return False
+        done += count
+    return True
+
+
+def write_from(view: memoryview, descriptor: int, position: int) -> None:
+    """Write bytes to a place of a file."""
+    done = 0
+    while done < len(view):
+        done += os.pwrite(descriptor, view[done : done + _CALL_BYTES], position + done)
 
 
 @contextmanager

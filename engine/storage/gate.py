@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection
 
-from tilefuse.storage.base import Array
-from tilefuse.storage.flat import FlatRaster
+from tilefuse.storage.base import Array, Raster
 from tilefuse.storage.tiff_encode import CancelledError
 from tilefuse.tiling import Grid
 
@@ -63,11 +62,12 @@ class RowGate:
             raise CancelledError
 
 
-class GatedRaster(FlatRaster):
+class GatedRaster:
     """A raster whose finished rows can be read; `on_row` is told up to which row it has been, as that grows."""
 
-    def __init__(self, raster: FlatRaster, gate: RowGate, on_row: Callable[[int], None]) -> None:
-        super().__init__(raster.descriptor, raster.offset, raster.shape, raster.dtype)
+    def __init__(self, raster: Raster, gate: RowGate, on_row: Callable[[int], None]) -> None:
+        self.shape = raster.shape
+        self._raster = raster
         self._gate = gate
         self._on_row = on_row
         self._top = 0
@@ -78,4 +78,4 @@ class GatedRaster(FlatRaster):
         if y0 > self._top:
             self._top = y0
             self._on_row(y0)
-        return super().read(y0, y1, x0, x1)
+        return self._raster.read(y0, y1, x0, x1)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tilefuse.storage.base import Array, RasterInfo
+from tilefuse.storage.base import Array, Raster, RasterInfo
 from tilefuse.storage.flat import FlatRaster, disk_errors
 
 # The smallest level fits one tile.
@@ -28,8 +28,8 @@ def level_count(height: int, width: int) -> int:
 
 @contextmanager
 def levels(
-    raster: FlatRaster, info: RasterInfo, folder: Path, check: Callable[[], None]
-) -> Iterator[Iterator[tuple[FlatRaster, RasterInfo]]]:
+    raster: Raster, info: RasterInfo, folder: Path, check: Callable[[], None]
+) -> Iterator[Iterator[tuple[Raster, RasterInfo]]]:
     """Give the levels from large to small. Their files in `folder` have no names, so that a kill leaves nothing behind.
 
     `check` is called now and then and may raise. Together they take a third of the raster's bytes of disk.
@@ -39,8 +39,9 @@ def levels(
     """
     with tempfile.TemporaryFile(dir=folder) as even, tempfile.TemporaryFile(dir=folder) as odd:
 
-        def reduce() -> Iterator[tuple[FlatRaster, RasterInfo]]:
-            above, described = raster, info
+        def reduce() -> Iterator[tuple[Raster, RasterInfo]]:
+            above: Raster = raster
+            described = info
             for number in range(level_count(info.height, info.width)):
                 described = replace(described, height=-(-described.height // 2), width=-(-described.width // 2))
                 shape = (described.height, described.width, info.bands)
@@ -53,7 +54,7 @@ def levels(
             yield reduce()
 
 
-def _halve(above: FlatRaster, below: FlatRaster, info: RasterInfo, check: Callable[[], None]) -> None:
+def _halve(above: Raster, below: FlatRaster, info: RasterInfo, check: Callable[[], None]) -> None:
     height, width, bands = above.shape
     rows = max(1, _BAND_BYTES // (2 * width * bands * info.dtype.itemsize))
     for top in range(0, info.height, rows):

@@ -12,8 +12,9 @@ from typing import BinaryIO
 from tilefuse.errors import ImageError, TilefuseError, UsageError
 from tilefuse.images import FORMATS, MAX_PIXELS, check_output
 from tilefuse.images.outputs import shown
-from tilefuse.storage.base import RasterInfo, RasterReader
-from tilefuse.storage.flat import FlatRaster
+from tilefuse.storage.base import Raster, RasterInfo, RasterReader
+from tilefuse.storage.cells import CellRaster, UnfinishedRaster
+from tilefuse.storage.flat import FlatRaster, disk_errors
 from tilefuse.storage.npy import NpyReader, npy_header
 from tilefuse.storage.oriented import Upright
 from tilefuse.storage.spool import spool
@@ -23,6 +24,7 @@ from tilefuse.storage.tiff_layout import read_layout
 from tilefuse.storage.vips import MAX_RATIO, open_sequential
 from tilefuse.storage.vips_encode import encode_deep_zoom, encode_jpeg, encode_png, encode_webp
 from tilefuse.storage.zarr import ZarrReader, encode_zarr
+from tilefuse.tiling import Grid
 
 # Formats of whole rasters: always streamed, and unknown to the readers of ordinary pictures.
 RASTER_SUFFIXES = (".npy", ".zarr", ".dzi")
@@ -40,7 +42,7 @@ class Target:
     """A raster (`path`, described by `info`) and how to encode it; its reads may wait for rows to be finished."""
 
     path: Path
-    raster: FlatRaster
+    raster: Raster
     info: RasterInfo
     compression: str
     cancelled: Callable[[], bool]
@@ -192,6 +194,11 @@ def encode(target: Target, suffix: str, output: Path) -> None:
             raise UsageError(f"{suffix} is no output format; use one of {', '.join((*FORMATS, *RASTER_SUFFIXES))}")
 
 
-def raster_header(info: RasterInfo) -> bytes:
-    """Return what comes before the samples of an unfinished result."""
-    return npy_header((info.height, info.width, info.bands), info.dtype)
+def unfinished_raster(descriptor: int, suffix: str, info: RasterInfo, grid: Grid) -> UnfinishedRaster:
+    """Lay an unfinished result out in an open file: an .npy result is that file, all others are encoded from it."""
+    if suffix != ".npy":
+        return CellRaster(descriptor, grid, info.bands, info.dtype)
+    prefix = npy_header((info.height, info.width, info.bands), info.dtype)
+    with disk_errors("the unfinished result"):
+        os.pwrite(descriptor, prefix, 0)
+    return FlatRaster(descriptor, len(prefix), (info.height, info.width, info.bands), info.dtype)

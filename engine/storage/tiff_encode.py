@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from tilefuse.images.metadata import exif_texts
-from tilefuse.storage.base import Array, RasterInfo
-from tilefuse.storage.flat import FlatRaster, disk_errors
+from tilefuse.storage.base import Array, Raster, RasterInfo
+from tilefuse.storage.deflate import packed, tile_packer
+from tilefuse.storage.flat import disk_errors
 from tilefuse.storage.pyramid import level_count, levels
 
 TILE_PX = 256
@@ -31,7 +32,7 @@ class CancelledError(Exception):
 
 
 def encode_tiff(
-    raster: FlatRaster,
+    raster: Raster,
     info: RasterInfo,
     target: Path,
     compression: str,
@@ -87,16 +88,22 @@ def encode_tiff(
     nested = level_count(info.height, info.width) if pyramid and metadata.ome else None
     size = info.nbytes * 4 // 3 if pyramid else info.nbytes
 
+    pack = tile_packer(info.dtype) if compression == "deflate" else None
+
     def check() -> None:
         if cancelled():
             raise CancelledError
+
+    def data(level: Raster, described: RasterInfo) -> Iterator[Array] | Iterator[bytes]:
+        tiles = _tiles(level, described, check)
+        return tiles if pack is None else packed(tiles, pack)
 
     with (
         disk_errors("the result"),
         tifffile.TiffWriter(target, bigtiff=size > BIG_BYTES, byteorder="<") as writer,
     ):
         writer.write(
-            _tiles(raster, info, check),
+            data(raster, info),
             shape=_shape(info),
             iccprofile=metadata.icc,
             description=metadata.ome.encode() if metadata.ome else None,
@@ -107,7 +114,7 @@ def encode_tiff(
         if pyramid:
             with levels(raster, info, target.absolute().parent, check) as reduced:
                 for level, described in reduced:
-                    writer.write(_tiles(level, described, check), shape=_shape(described), subfiletype=1, **layout)
+                    writer.write(data(level, described), shape=_shape(described), subfiletype=1, **layout)
 
 
 def _shape(info: RasterInfo) -> tuple[int, ...]:
@@ -118,7 +125,7 @@ def _plain(value: tuple[Any, ...]) -> Any:
     return value[0] if len(value) == 1 else value
 
 
-def _tiles(raster: FlatRaster, info: RasterInfo, check: Callable[[], None]) -> Iterator[Array]:
+def _tiles(raster: Raster, info: RasterInfo, check: Callable[[], None]) -> Iterator[Array]:
     """Give the tiles in order, reading several at once: the rows of a wide strip lie together in the raster."""
     row_bytes = TILE_PX * info.bands * info.dtype.itemsize
     columns = max(1, _BAND_BYTES // (TILE_PX * row_bytes)) * TILE_PX

@@ -16,8 +16,7 @@ import numpy as np
 
 from tilefuse.errors import CapacityError, UsageError
 from tilefuse.machine import format_bytes
-from tilefuse.storage.base import Array, RasterInfo
-from tilefuse.storage.flat import FlatRaster
+from tilefuse.storage.base import Array, Raster, RasterInfo
 from tilefuse.storage.tiff_encode import CancelledError
 from tilefuse.storage.vips import load_pyvips
 
@@ -29,13 +28,13 @@ _BAND_BYTES = 4 << 20
 Cancelled = Callable[[], bool]
 
 
-def encode_png(raster: FlatRaster, info: RasterInfo, target: Path, cancelled: Cancelled) -> None:
+def encode_png(raster: Raster, info: RasterInfo, target: Path, cancelled: Cancelled) -> None:
     """Write 8 or 16 bits, compression level 1; float is rounded to 16 bits."""
     bits = 8 if info.dtype == np.uint8 else 16
     _save(lambda image: image.pngsave(str(target), compression=1, filter="sub"), raster, info, bits, cancelled)
 
 
-def encode_jpeg(raster: FlatRaster, info: RasterInfo, target: Path, cancelled: Cancelled) -> None:
+def encode_jpeg(raster: Raster, info: RasterInfo, target: Path, cancelled: Cancelled) -> None:
     """Write 8 bits, quality 95, chroma at full size; transparency on white."""
 
     def save(image: Any) -> None:
@@ -44,12 +43,12 @@ def encode_jpeg(raster: FlatRaster, info: RasterInfo, target: Path, cancelled: C
     _save(save, raster, info, 8, cancelled, with_alpha=False)
 
 
-def encode_webp(raster: FlatRaster, info: RasterInfo, target: Path, cancelled: Cancelled) -> None:
+def encode_webp(raster: Raster, info: RasterInfo, target: Path, cancelled: Cancelled) -> None:
     """Write 8 bits, lossless."""
     _save(lambda image: image.webpsave(str(target), lossless=True, effort=0, exact=True), raster, info, 8, cancelled)
 
 
-def encode_deep_zoom(raster: FlatRaster, info: RasterInfo, target: Path, cancelled: Cancelled) -> None:
+def encode_deep_zoom(raster: Raster, info: RasterInfo, target: Path, cancelled: Cancelled) -> None:
     """Write a Deep Zoom pyramid of lossless PNG tiles: `target` (.dzi) and the folder `target`_files beside it."""
     base = str(target.with_suffix(""))
 
@@ -72,7 +71,7 @@ def check_webp_memory(info: RasterInfo, memory: int) -> None:
 
 def _save(
     save: Callable[[Any], None],
-    raster: FlatRaster,
+    raster: Raster,
     info: RasterInfo,
     bits: int,
     cancelled: Cancelled,
@@ -134,7 +133,7 @@ def _described(pyvips: Any, image: Any, info: RasterInfo, with_exif: bool) -> An
     return image
 
 
-def _png(raster: FlatRaster, info: RasterInfo, bits: int, with_alpha: bool) -> Iterator[bytes]:
+def _png(raster: Raster, info: RasterInfo, bits: int, with_alpha: bool) -> Iterator[bytes]:
     """Give an uncompressed PNG piece by piece (W3C PNG, third edition; filter 0, stored deflate blocks)."""
     colour = info.bands - (info.alpha != "none")
     kind = {(1, False): 0, (3, False): 2, (1, True): 4, (3, True): 6}[colour, with_alpha]

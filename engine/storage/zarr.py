@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from tilefuse.errors import ImageError, UsageError
-from tilefuse.storage.base import MAX_CHUNK_BYTES, Alpha, Array, RasterInfo
-from tilefuse.storage.flat import FlatRaster, disk_errors
+from tilefuse.storage.base import MAX_CHUNK_BYTES, Alpha, Array, Raster, RasterInfo
+from tilefuse.storage.flat import disk_errors
 from tilefuse.storage.tiff_encode import CancelledError
 
 _CHUNK_PX = 512
@@ -69,7 +69,7 @@ class ZarrReader:
         """Nothing is held open."""
 
 
-def encode_zarr(raster: FlatRaster, info: RasterInfo, target: Path, cancelled: Callable[[], bool]) -> None:
+def encode_zarr(raster: Raster, info: RasterInfo, target: Path, cancelled: Callable[[], bool]) -> None:
     """Write a Zarr v3 array [H, W] or [H, W, C] in chunks of 512 x 512 px, zstd."""
     zarr = _load()
     shape = (info.height, info.width, info.bands) if info.bands > 1 else (info.height, info.width)
