@@ -27,7 +27,7 @@ LIBRARIES = (
         "ncnn",
         "triton",
     ),
-    *("pyvips", "tifffile", "imagecodecs", "zarr", "scikit-image", "scikit-learn", "spandrel"),
+    *("pyvips", "tifffile", "imagecodecs", "isal", "zarr", "scikit-image", "scikit-learn", "spandrel"),
 )
 
 
