@@ -124,6 +124,22 @@ def test_backends_without_rounding_say_so(tmp_path: Path) -> None:
         ),
         # Whole numbers of 16 bits, whose sum passes what float32 holds.
         (NODES, {"w1_int8": np.full((8, 3, 3, 3), 32000, np.int16), "w1_zero": np.zeros(8, np.int16)}),
+        # The same below a zero point that leaves negative levels only.
+        (
+            NODES,
+            {
+                "w1_int8": np.full((8, 3, 3, 3), 32000, np.int16),
+                "w1_zero": np.zeros(8, np.int16),
+                "z0": np.array(127, np.int8),
+            },
+        ),
+        # A bias that takes the sum there.
+        (NODES, {"b1_int32": np.full(8, 2**24, np.int32)}),
+        # A scale for each channel that comes in, which no product behind the sum can stand for.
+        (
+            NODES.replace("w1 = DequantizeLinear <axis = 0>", "w1 = DequantizeLinear <axis = 1>"),
+            {"w1_scale": np.float32([1e-3, 2e-3, 3e-3]), "w1_zero": np.zeros(3, np.int8)},
+        ),
     ],
 )
 def test_rounding_a_sum_of_fractions_stops_tiling(nodes: str, changed: dict[str, Any], tmp_path: Path) -> None:
