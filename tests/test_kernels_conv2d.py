@@ -83,12 +83,11 @@ def test_integers_become_floats_on_the_way_in(dtype):
     compare(conv2d, conv2d_ref, x, w, padding=SAME, prologue=Prologue(input_scale=1 / top))
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
-@pytest.mark.parametrize("computed", [FULL, HALF])
+@pytest.mark.parametrize(("dtype", "computed"), [(torch.uint8, HALF), (torch.uint16, FULL)])
 @pytest.mark.parametrize("kind", ["dense", "depthwise", "normalised"])
-def test_integers_are_read_as_the_floats_that_a_load_makes_of_them(kind, computed, dtype):
+def test_integers_are_read_as_the_floats_that_a_load_makes_of_them(kind, dtype, computed):
     """The same bits, also where a prologue goes on with the rounded value."""
-    x, groups = draw(2, 4, 5, 3, dtype=dtype), 3 if kind == "depthwise" else 1
+    x, groups = draw(2, 2, 3, 3, dtype=dtype), 3 if kind == "depthwise" else 1
     w, full = weight(6, 3 // groups, 3, 3, dtype=computed), torch.iinfo(dtype).max
     prologue = Prologue(1 / full)
     if kind == "normalised":

@@ -107,18 +107,18 @@ def test_pixel_shuffle_stores(dtype, shuffle, width):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "shuffle", "groups", "why"),
+    ("inputs", "outputs", "shuffle", "groups", "computed", "dtype", "why"),
     [
-        (5, 12, 2, 1, "two bytes a word"),
-        (32, 48, 4, 1, "four, by descriptors in half precision"),
-        (5, 27, 3, 1, "bytes alone"),
-        (16, 3, 1, 1, "four pixels a row of the product"),
-        (4, 8, 1, 4, "depthwise"),
+        (5, 12, 2, 1, HALF, U8, "two bytes a word"),
+        (5, 12, 2, 1, BF16, U16, "two integers of two bytes a word"),
+        (32, 48, 4, 1, HALF, U8, "four bytes a word, by descriptors"),
+        (5, 27, 3, 1, FULL, U8, "bytes alone"),
+        (16, 3, 1, 1, FULL, U8, "four pixels a row of the product"),
+        (4, 8, 1, 4, HALF, U16, "depthwise"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-@pytest.mark.parametrize(("computed", "dtype"), [(FULL, U8), (HALF, U16), (BF16, U8)])
-def test_levels_are_those_of_a_result_stored_and_converted(inputs, outputs, shuffle, groups, why, computed, dtype):
+def test_levels_are_those_of_a_result_stored_and_converted(inputs, outputs, shuffle, groups, computed, dtype, why):
     """Beside 0..1, between levels, and where half precision overflows: the bits of `image_store`, and its flag."""
     x, w = draw(1, 2, 4, inputs, dtype=computed), weight(outputs, inputs // groups, 3, 3, dtype=computed)
     flags = [torch.zeros(1, dtype=torch.int32, device=DEVICE) for _ in range(3)]
