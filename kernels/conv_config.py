@@ -76,7 +76,9 @@ def pick_config(layer: Layer, x_dtype: torch.dtype, *, affine: bool, target: int
     # Before sm_90 accumulators and addresses share the registers that wgmma leaves free.
     pixels = 64 if target < 90 and block_n == 64 else 128
     # Gathered elements have an address each, those of a step that runs past the channels a mask.
-    warps = 8 if block_n == 128 or is_flat(layer) or inputs % block_k else 4
+    crowded = is_flat(layer) or inputs % block_k != 0
+    # There 4 warps of 16 columns spill where these are a pixel shuffle's.
+    warps = 8 if block_n == 128 or crowded or (target < 90 and block_n == 16) else 4
     return ConvConfig("pointer", (1, pixels), block_n, block_k, is_flat(layer), warps=warps, stages=stages)
 
 
