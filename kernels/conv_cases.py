@@ -98,7 +98,7 @@ CASES: tuple[Case, ...] = (
     *(_conv("espcn", inputs=32, outputs=3 * r * r, shuffle=r, out=BYTES) for r in (2, 4)),
     # Nine bytes a row are no whole words: `image_store` makes them of floats.
     _conv("espcn", inputs=32, outputs=27, shuffle=3),
-    *(_conv("espcn", inputs=32, outputs=3 * r * r, shuffle=r, out=WORDS) for r in (2, 3, 4)),
+    *(_conv("espcn", inputs=32, outputs=3 * r * r, shuffle=r, out=WORDS) for r in (2, 4)),
     _conv("espcn", inputs=32, outputs=48, shuffle=4, residuals=(4,)),
     *(_conv("compact", inputs=3, outputs=64, activation="prelu", x=x) for x in (BYTES, WORDS)),
     _conv("compact", inputs=64, outputs=64, activation="prelu"),

@@ -256,7 +256,7 @@ U8, U16 = torch.uint8, torch.uint16
 ENDS: tuple[tuple[str, Precision, tuple[int, int], torch.dtype, bool, bool], ...] = (
     ("espcn x2", "fp16", (3, 4), U8, True, True),
     ("espcn x3", "fp16", (3, 4), U8, True, False),
-    ("espcn x3", "fp32", (2, 4), U16, True, True),
+    ("espcn x2", "fp32", (2, 4), U16, True, True),
     ("compact", "fp16", (2, 3), U8, False, True),
     ("narrow", "fp32", (2, 8), U8, True, True),
     ("narrow", "fp32", (2, 5), U8, True, False),

@@ -18,9 +18,6 @@ from tilefuse.kernels.convolve import makes_whole, packing
 from tilefuse.kernels.image_store import FULL_SCALE
 from tilefuse.kernels.layer import Layer
 
-# The narrowest store of integers that is as good as one of floats.
-LEAST_WORD_BYTES = 2
-
 Layered: TypeAlias = Convolve | Chained
 
 
@@ -63,14 +60,14 @@ def takes_pixels(inputs: int) -> bool:
 
 
 def stores_pixels(layer: Layer, place: Place, dtype: torch.dtype) -> bool:
-    """Tell whether a layer writes integers of `dtype` to a place in words of two bytes or more, and can flag them.
+    """Tell whether a layer writes integers of `dtype` to a place in words of several values, and can flag them.
 
-    Single bytes cost as many stores as there are values, four times those of `image_store`'s words: a pixel shuffle by
-    3 writes 9 bytes side by side, a width that 4 does not divide begins rows inside of words. There the float result
+    Single values cost two or four times the stores of `image_store`'s words: a pixel shuffle by 3 writes 9 values side
+    by side, a width that 4 does not divide begins rows inside of words. There the float result
     is written and `image_store` reads it again; as where pixels past the edge are made, which would be flagged too.
     """
     out = torch.empty_strided(place.shape, place.strides, dtype=dtype, device="meta")
-    return packing(out, layer) * dtype.itemsize >= LEAST_WORD_BYTES and makes_whole(layer, *place.shape[1:3])
+    return packing(out, layer) > 1 and makes_whole(layer, *place.shape[1:3])
 
 
 def _takes(call: Call, source: Place) -> bool:
