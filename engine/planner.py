@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -152,11 +152,13 @@ def plan(
     request: Request,
     serving: Serving,
     held_per_px: float = 0.0,
+    kept_back: Callable[[int], int] = lambda _: 0,
 ) -> tuple[Plan, Grid]:
     """Choose the windows of an image of `size` (images, height, width).
 
-    `image_bytes` is what the job holds beside the windows: the image and its result, or a streamed job's buffers.
-    `held_per_px` is what it holds for each input pixel of a window beside the network's activations.
+    `image_bytes` is what the job holds beside the windows, the image and its result, and `kept_back` what it keeps of
+    an amount of memory for its buffers. `held_per_px` is what it holds for each input pixel of a window beside the
+    network's activations.
 
     Raises:
         CapacityError: no window that the request allows fits the memory.
@@ -180,8 +182,9 @@ def plan(
         measured_tiles = [timed.tile for timed in serving.timed if timed.tile or not request.windows_only]
         tiles = [t for t in (*tiles, *measured_tiles) if t < max(height, width)] or tiles[-1:]
 
+    beside = image_bytes + kept_back(request.memory)
     candidates = [
-        _layout(model, size, tile, image_bytes, request.halo_px, held_per_px, serving) for tile in dict.fromkeys(tiles)
+        _layout(model, size, tile, beside, request.halo_px, held_per_px, serving) for tile in dict.fromkeys(tiles)
     ]
     if request.windows_only:
         candidates = [c for c in candidates if len(c.grid) > 1] or candidates
@@ -191,10 +194,11 @@ def plan(
     fitting = fitting or [c for c in candidates if c.peak_bytes <= request.memory]
     if not fitting and serving.workers * serving.batch > 1:
         one_by_one = replace(serving, workers=1, batch=1)
-        return plan(model, size, image_bytes, request, one_by_one, held_per_px)
+        return plan(model, size, image_bytes, request, one_by_one, held_per_px, kept_back)
     if not fitting:
         least = min(candidates, key=lambda c: c.peak_bytes)
-        raise CapacityError(_does_not_fit(footprint, request, least, whole_only))
+        enough = _enough(least.peak_bytes - kept_back(request.memory), kept_back)
+        raise CapacityError(_does_not_fit(footprint, request, least, whole_only, enough))
     best = min(fitting, key=lambda c: c.cost if c.seconds is None else c.seconds)
     why = [*serving.why, _why_tile(best, candidates, request, footprint, whole_only)]
     halo_px = footprint.halo if request.halo_px is None else request.halo_px
@@ -281,9 +285,18 @@ def _why_tile(best: Layout, all_: Sequence[Layout], request: Request, footprint:
     return f"{chosen}: {how}, {computed:.2f}x the image's pixels are computed{refused}"
 
 
-def _does_not_fit(footprint: Footprint, request: Request, least: Layout, whole_only: bool) -> str:
-    needs = f"needs about {format_bytes(least.peak_bytes)} and {format_bytes(request.memory)} is allowed"
-    enough = format_at_least(least.peak_bytes)
+def _enough(needed: int, kept_back: Callable[[int], int]) -> int:
+    """Return the least memory that leaves `needed` bytes beside what is kept back of it."""
+    enough = needed
+    # Of more memory more is kept back, up to a bound: what is missing shrinks with each step.
+    while (missing := needed + kept_back(enough) - enough) > 0:
+        enough += missing
+    return enough
+
+
+def _does_not_fit(footprint: Footprint, request: Request, least: Layout, whole_only: bool, least_bytes: int) -> str:
+    needs = f"needs about {format_bytes(least_bytes)} and {format_bytes(request.memory)} is allowed"
+    enough = format_at_least(least_bytes)
     where = f"{least.grid.width}x{least.grid.height} as "
     where += "one window" if len(least.grid) == 1 else f"windows of {least.grid.window[1]}x{least.grid.window[0]}"
     if whole_only:

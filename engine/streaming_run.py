@@ -119,8 +119,7 @@ def run_streamed(
         )
     files = JobFiles(job.output)
     check_names(job, files)
-    cache_bytes = min(_CACHE_BYTES, request.memory // 8)
-    reader = open_raster(job.source, job.output.absolute().parent, cache_bytes)
+    reader = open_raster(job.source, job.output.absolute().parent, _reader_bytes(request.memory))
     try:
         info = interpreted(reader.info, job)
         recorded = peek(files.journal) if job.resume else None
@@ -134,10 +133,11 @@ def run_streamed(
             lambda serving: plan(
                 network.model,
                 (len(planes.groups), info.height, info.width),
-                cache_bytes + min(_ENCODER_BYTES, request.memory // 4),
+                0,
                 request,
                 serving,
                 held,
+                _kept_back,
             ),
             lambda serving, window: _compiled(network, serving, planes, info, window, serving.precision),
         )
@@ -155,6 +155,15 @@ def run_streamed(
             journal.close()
     finally:
         reader.close()
+
+
+def _reader_bytes(memory: int) -> int:
+    return min(_CACHE_BYTES, memory // 8)
+
+
+def _kept_back(memory: int) -> int:
+    """Bytes of a budget that are the reader's and the encoder's."""
+    return _reader_bytes(memory) + min(_ENCODER_BYTES, memory // 4)
 
 
 def _settled(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +127,14 @@ def test_the_bar_of_encoding_comes_and_goes(tmp_path: Path) -> None:
         pixels.ended(pair)
         pixels.ended(pair)
         assert len(bars.tasks) == 1
+
+
+def test_the_least_memory_that_is_named_suffices(tmp_path: Path) -> None:
+    source = tmp_path / "in.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 150, 3), np.uint8)).save(source)
+    refused = tilefuse("run", source, "-o", tmp_path / "out.png", "-m", MODEL, "--memory", "1KiB")
+    assert refused.exit_code == 5
+    said = re.search(r"Allow at least ([\d.]+ \w+)", " ".join(refused.output.split()))
+    assert said is not None, refused.output
+    done = tilefuse("run", source, "-o", tmp_path / "out.png", "-m", MODEL, "--memory", said[1])
+    assert done.exit_code == 0, done.output
