@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 
-from tilefuse.backends import registry
 from tilefuse.backends.base import Precision
-from tilefuse.backends.pixels import PixelBackend
 from tilefuse.cost import node_flops
 from tilefuse.graph import Graph, Node, Shape
 from tilefuse.model import Model
@@ -30,8 +28,9 @@ _TRAFFIC = {"ncnn": 0.6, "openvino": 0.5, "onnxruntime": 0.6, "torch_eager": 1.0
 # Libraries that compile code for the model, seconds for each of its layers.
 _COMPILE_PER_NODE = {"inductor": 1.0, "openvino": 0.004, "onnxruntime": 0.002, "ncnn": 0.004, "torch_eager": 0.001}
 _DEFAULT_RATE, _DEFAULT_TRAFFIC = 60.0, 1.0
-# Rounding, clipping and interleaving a sample of the result outside the backend, in one thread.
+# Rounding, clipping and interleaving a sample of the result outside the library, in one thread.
 _CONVERSION_SECONDS = 3e-9
+_CONVERTING = ("openvino", "onnxruntime", "triton_fused")
 
 
 def predicted_seconds(model: Model, backend: str, precision: Precision, shapes: Sequence[Shape], threads: int) -> float:
@@ -58,7 +57,7 @@ def predicted_image_seconds(
     patch = found.y.padded(min(height, 256), found.minimum_px), found.x.padded(min(width, 256), found.minimum_px)
     shapes = input_shapes(model.graph, 1, patch)
     seconds = predicted_seconds(model, backend, precision, shapes, threads)
-    if not isinstance(registry.get(backend), PixelBackend):
+    if backend not in _CONVERTING:
         seconds += _CONVERSION_SECONDS * model.image_channels[1] * prod(found.output_size(*patch))
     return seconds * images * max(1.0, height * width / (patch[0] * patch[1]))
 

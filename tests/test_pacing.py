@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.test_selection import CLOCK, FakeBackend, FakeSession, backends
+from tests.measuring import CLOCK, FakeBackend, FakeSession, backends
 from tilefuse import candidates, latent_measurement, measurement
 from tilefuse.backends.base import Precision, Session
 from tilefuse.candidates import Candidate

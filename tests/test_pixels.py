@@ -25,8 +25,8 @@ from tilefuse.errors import BackendError
 from tilefuse.graph import Graph
 from tilefuse.model import Model
 
-CONVERTING = ("openvino", "onnxruntime")
-ALL = (*CONVERTING, "ncnn", "torch_eager")
+CONVERTING = ("openvino", "onnxruntime", "ncnn")
+ALL = (*CONVERTING, "torch_eager")
 
 
 def compiled(

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tilefuse.backends.base import Precision, Session
 from tilefuse.backends.library import check_inputs, failure, load, missing, require, writing_refusal
+from tilefuse.backends.pixels import Integers, PixelSession, check_pixels, is_finite, to_pixels, to_values
 from tilefuse.emitters.ncnn import NcnnModel, to_ncnn
 from tilefuse.errors import BackendError, DeviceError
 from tilefuse.graph import Graph, Shape
@@ -58,6 +61,25 @@ class Ncnn:
         self, model: Model, shapes: Sequence[Shape], *, device: str, precision: Precision, threads: int
     ) -> Session:
         require(self, model, shapes, device, precision)
+        return self._compiled(model, shapes, threads)
+
+    def compile_pixels(
+        self,
+        model: Model,
+        shape: Shape,
+        dtype: np.dtype[Any],
+        *,
+        device: str,
+        precision: Precision,
+        threads: int,
+    ) -> PixelSession:
+        require(self, model, [shape], device, precision)
+        session = self._compiled(model, [shape], threads)
+        if len(session.network.output_shapes) != 1 or len(session.network.output_shapes[0]) != 4:
+            raise BackendError("only a model of one image output gives pixels")
+        return NcnnPixels(session, np.dtype(dtype))
+
+    def _compiled(self, model: Model, shapes: Sequence[Shape], threads: int) -> NcnnSession:
         if model.graph is None:
             raise BackendError(f"{self.name} needs the model's graph")
         ncnn = load("ncnn")
@@ -90,28 +112,57 @@ class NcnnSession:
         batch = self.shapes[0][0]
         outputs = [torch.empty(batch, *shape[1:]) for shape in self.network.output_shapes]
         for image in range(batch):
-            self._run_one([x[image] for x in inputs], [output[image] for output in outputs])
+            mats = self.extracted([x[image].detach().numpy() for x in inputs])
+            for output, mat in zip(outputs, mats, strict=True):
+                output[image].numpy()[...] = mat.numpy()
         return outputs
 
-    def _run_one(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+    def extracted(self, inputs: Sequence[NDArray[np.float32]]) -> list[Any]:
+        """Run one image, its inputs without their batch, and return the outputs as the library's own matrices.
+
+        Raises:
+            MemoryError: memory ran out.
+            DeviceError: the library failed, or gave another shape than was due.
+        """
+        mats = []
         try:
             extractor = self.net.create_extractor()
             for blob, x in zip(self.network.inputs, inputs, strict=True):
                 mat = self.ncnn.Mat(tuple(reversed(x.shape)))
                 # A view that knows ncnn's padding between channels.
-                mat.numpy()[...] = x.detach().numpy()
+                mat.numpy()[...] = x
                 extractor.input(blob, mat)
-            for blob, output in zip(self.network.outputs, outputs, strict=True):
+            for blob, shape in zip(self.network.outputs, self.network.output_shapes, strict=True):
                 status, mat = extractor.extract(blob)
                 if status == _OUT_OF_MEMORY:
                     raise MemoryError(f"ncnn ran out of memory at blob {blob}")
                 if status != 0:
                     raise DeviceError(f"ncnn failed with status {status} at blob {blob}")
-                if mat.numpy().shape != output.shape:
-                    raise DeviceError(f"ncnn gave {mat.numpy().shape} at blob {blob}; {tuple(output.shape)} was due")
-                output.numpy()[...] = mat.numpy()
+                if mat.numpy().shape != tuple(shape[1:]):
+                    raise DeviceError(f"ncnn gave {mat.numpy().shape} at blob {blob}; {tuple(shape[1:])} was due")
+                mats.append(mat)
         except (RuntimeError, ValueError) as error:
             raise failure("ncnn", error) from error
+        return mats
+
+
+@dataclass(frozen=True)
+class NcnnPixels:
+    """A loaded network of images; integers are made of the library's own result, which is never copied as floats."""
+
+    session: NcnnSession
+    dtype: np.dtype[Any]
+
+    def run(self, pixels: Integers) -> tuple[Integers, bool]:
+        batch, channels, height, width = self.session.shapes[0]
+        check_pixels(pixels, (batch, height, width, channels))
+        done, finite = [], True
+        for image in to_values(pixels):
+            (mat,) = self.session.extracted([image])
+            result = torch.from_numpy(mat.numpy())[None]
+            finite = finite and is_finite(result)
+            done.append(to_pixels(result, self.dtype))
+        return (done[0] if batch == 1 else np.concatenate(done)), finite
 
 
 def _require_batches(graph: Graph, shapes: Sequence[Shape]) -> None:

@@ -93,14 +93,19 @@ class ConvertedSession:
     dtype: np.dtype[Any]
 
     def run(self, pixels: Integers) -> tuple[Integers, bool]:
-        planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32)
-        planes /= np.float32(np.iinfo(self.dtype).max)
-        result = self.session.run(torch.from_numpy(planes))[0]
+        result = self.session.run(torch.from_numpy(to_values(pixels)))[0]
         finite = is_finite(result)
         return to_pixels(result, self.dtype), finite
 
 
 # In numpy and one thread, here and below: to wake torch's threads beside those of another library takes milliseconds.
+def to_values(pixels: Integers) -> NDArray[np.float32]:
+    """Return [N, H, W, C] integers, which mean 0..1, as float32 [N, C, H, W]."""
+    planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32)
+    planes /= np.float32(np.iinfo(pixels.dtype).max)
+    return planes
+
+
 def is_finite(values: Tensor) -> bool:
     """Tell whether every value is finite: a NaN or an infinity shows in the extremes."""
     array = values.numpy()

@@ -63,8 +63,8 @@ def stores_pixels(layer: Layer, place: Place, dtype: torch.dtype) -> bool:
     """Tell whether a layer writes integers of `dtype` to a place in words of several values, and can flag them.
 
     Single values cost two or four times the stores of `image_store`'s words: a pixel shuffle by 3 writes 9 values side
-    by side, a width that 4 does not divide begins rows inside of words. There the float result
-    is written and `image_store` reads it again; as where pixels past the edge are made, which would be flagged too.
+    by side, a width that 4 does not divide begins rows inside of words. There the float result is written and
+    `image_store` reads it again; as where pixels past the edge are made, which would be flagged too.
     """
     out = torch.empty_strided(place.shape, place.strides, dtype=dtype, device="meta")
     return packing(out, layer) > 1 and makes_whole(layer, *place.shape[1:3])

@@ -1,0 +1,176 @@
+"""Measuring: right before fast, within its time, and every candidate told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from torch import nn
+
+import tilefuse
+from tests.measuring import CLOCK, FakeBackend, FakeSession, backends, small_model
+from tilefuse import candidates
+from tilefuse.backends import registry
+from tilefuse.backends.base import Precision, Session
+from tilefuse.candidates import allowed_backends, precisions, thread_splits, tiles
+from tilefuse.cost_model import predicted_image_seconds
+from tilefuse.errors import UsageError
+from tilefuse.measurement import Measurement, Subject, Task, measure, measured_table
+from tilefuse.model import Model
+from tilefuse.source import load_model
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return small_model()
+
+
+def task(model: Model, budget_s: float = 30.0, **changes: Any) -> Task:
+    fields = {
+        "model": model,
+        "subject": Subject(1, 40, 60, "uint8"),
+        "device": "cpu",
+        "backends": tuple(registry.BACKENDS),
+        "policy": "auto",
+        "tile": None,
+        "threads": 1,
+        "memory": 1 << 30,
+        "budget_s": budget_s,
+    }
+    return Task(**{**fields, **changes})
+
+
+def by_backend(found: Sequence[Measurement]) -> dict[tuple[str, str], Measurement]:
+    return {(m.candidate.backend, m.candidate.precision): m for m in reversed(found)}
+
+
+def test_the_fastest_that_is_right_wins(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    backends(
+        monkeypatch,
+        FakeBackend("slow", delay=0.05),
+        FakeBackend("right", delay=0.01),
+        FakeBackend("wrong", error=0.02),
+        FakeBackend("broken", error=float("nan")),
+        FakeBackend("refusing", refuses="it says one provider and runs another"),
+    )
+    monkeypatch.setattr(candidates, "has_bf16", lambda: False)
+    found = measure(task(model))
+    assert found[0].candidate.backend == "right"
+    named = by_backend(found)
+    assert "levels of 8 bits" in (named["wrong", "fp32"].reason or "")
+    assert named["wrong", "fp32"].levels == pytest.approx(5, abs=1)
+    assert named["broken", "fp32"].reason is not None
+    assert "one provider and runs another" in (named["refusing", "fp32"].reason or "")
+    assert named["slow", "fp32"].reason is None
+    table = measured_table(found)
+    assert "right fp32" in table[0]
+    assert "chosen" in table[0]
+    assert len(table) == len(found)
+    # What was not measured has no figures, and says so once.
+    assert f"refusing fp32, whole image, 1 thread: {named['refusing', 'fp32'].reason}" in table
+    assert sum("equal, chosen" in line for line in table) == 1
+
+
+def test_fp32_of_floats_is_held_to_1e_4(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    backends(monkeypatch, FakeBackend("near", error=5e-5), FakeBackend("off", error=3e-4))
+    for dtype in ("float32", "uint16"):
+        found = by_backend(measure(task(model, subject=Subject(1, 24, 24, dtype))))
+        assert found["near", "fp32"].reason is None
+        assert found["off", "fp32"].reason is not None
+
+
+@pytest.mark.parametrize(("error", "right"), [(0.9 / 255, True), (2.1 / 255, False)])
+def test_reduced_precision_serves_only_within_a_level(
+    model: Model, monkeypatch: pytest.MonkeyPatch, error: float, right: bool
+) -> None:
+    class Reduced(FakeBackend):
+        def compile(self, *args: Any, precision: Precision, **options: Any) -> Session:
+            return FakeSession(args[0], 0.01 if precision == "bf16" else 0.02, error if precision == "bf16" else 0.0)
+
+    backends(monkeypatch, Reduced("both"))
+    monkeypatch.setattr(candidates, "has_bf16", lambda: True)
+    found = measure(task(model))
+    assert (found[0].candidate.precision == "bf16") == right
+    assert (by_backend(found)["both", "bf16"].reason is None) == right
+
+
+def test_reduced_precision_is_for_8_bits_and_for_machines_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "has_bf16", lambda: True)
+    assert precisions("auto", "uint8", "cpu") == ("fp32", "bf16")
+    assert precisions("auto", "uint16", "cpu") == precisions("auto", "float32", "cpu") == ("fp32",)
+    assert precisions("bf16", "float32", "cpu") == ("bf16",)
+    assert precisions("fp32", "uint8", "cpu") == ("fp32",)
+    monkeypatch.setattr(candidates, "has_bf16", lambda: False)
+    assert precisions("auto", "uint8", "cpu") == ("fp32",)
+
+
+def test_the_time_budget_holds(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: tuple[list[Any], ...] = ([],)
+    backends(monkeypatch, *(FakeBackend(f"b{n}", delay=0.15, compiled=compiled) for n in range(40)))
+    found = measure(task(model, budget_s=1.0))
+    assert CLOCK.now < 2
+    assert 1 < len(compiled[0]) < 40
+    assert found[0].reason is None
+    assert any("too little time" in (m.reason or "") for m in found)
+
+
+def test_a_window_larger_than_the_memory_is_not_tried(model: Model) -> None:
+    found = measure(task(model, memory=1 << 10, backends=("torch_eager",)))
+    assert all("more memory than is allowed" in (m.reason or "") or m.candidate.precision != "fp32" for m in found)
+
+
+def test_tiles_and_threads_worth_trying(model: Model) -> None:
+    listed = tiles(model, 2000, 3000)
+    assert listed[0] == 0
+    assert list(listed[1:]) == sorted(listed[1:], reverse=True)
+    assert 1 < len(listed) <= 4
+    assert tiles(load_model(nn.Sequential(nn.Conv2d(3, 3, 1), nn.InstanceNorm2d(3))), 2000, 3000) == (0,)
+    assert thread_splits("openvino", 2) == ((1, 2), (2, 1))
+    assert thread_splits("ncnn", 2) == ((1, 2),)
+    assert thread_splits("openvino", 1) == ((1, 1),)
+
+
+def test_all_the_libraries_of_this_machine(model: Model) -> None:
+    found = measure(task(model, backends=("openvino", "onnxruntime", "torch_eager", "ncnn"), threads=2))
+    assert found[0].reason is None
+    assert {m.candidate.backend for m in found if m.seconds} >= {"torch_eager"}
+    assert all(m.levels is not None and m.levels <= 1 for m in found if m.reason is None)
+
+
+@pytest.mark.parametrize("name", ["TILEFUSE_BACKENDS"])
+def test_the_environment_restricts_backends(name: str, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "torch_eager, openvino")
+    assert allowed_backends("auto") == ("torch_eager", "openvino")
+    assert allowed_backends("ncnn") == ("ncnn",)
+    monkeypatch.setenv(name, "torch_eager")
+    assert tilefuse.load("espcn-x2").serving.backend == "torch_eager"
+    monkeypatch.setenv(name, "cudnn")
+    with pytest.raises(UsageError, match=r"cudnn.*torch_eager"):
+        allowed_backends("auto")
+
+
+def test_predictions_grow_with_the_image_and_shrink_with_threads(model: Model) -> None:
+    small, large = (predicted_image_seconds(model, "ncnn", "fp32", (1, edge, edge), 1) for edge in (200, 2000))
+    assert 60 < large / small < 160
+    # The backend's work is shared out; turning its result into pixels is one thread's.
+    assert small / 2 < predicted_image_seconds(model, "ncnn", "fp32", (1, 200, 200), 2) < small
+    one, two = (predicted_image_seconds(model, "openvino", "fp32", (1, 200, 200), threads) for threads in (1, 2))
+    assert two == pytest.approx(one / 2)
+    assert predicted_image_seconds(model, "openvino", "bf16", (1, 200, 200), 1) < small * 1.5
+
+
+def test_each_candidate_is_told_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    # There is time for the patch, and not for the subject.
+    backends(monkeypatch, FakeBackend("slow", delay=0.15), FakeBackend("slower", delay=0.16))
+    found = measure(task(model, budget_s=1.0, subject=Subject(1, 700, 900, "uint8"), threads=2))
+    assert found[0].seconds is not None
+    told = [measurement.candidate for measurement in found]
+    assert sorted(set(map(str, told))) == sorted(map(str, told))
+
+
+def test_onnx_runtime_that_falls_back_is_disqualified(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(ort.InferenceSession, "get_providers", lambda self: ["AzureExecutionProvider"])
+    (found,) = measure(task(model, backends=("onnxruntime",), policy="fp32"))
+    assert "fell back to AzureExecutionProvider" in (found.reason or "")
