@@ -48,7 +48,8 @@ def impulse_reach(graph: Graph, found: Footprint, dim: int) -> tuple[int, int]:
     """Input pixels ahead of and behind an aligned output block from which an impulse along a whole line reaches it."""
     axis, across = (found.y, found.x) if dim == 0 else (found.x, found.y)
     step, block = axis.alignment, int(axis.scale * axis.alignment)
-    radius = -(-max(axis.before, axis.after) // step) + 2
+    # Far from both borders: what is reflected there reaches outputs farther off than within the image.
+    radius = -(-(axis.before + axis.after) // step) + 2
     # Across the line there must be an output that reads the image itself, not its padding alone; unpadded convolutions
     # leave the result short by `offset`.
     size = [across.padded(across.before + across.after + 1 + _cut(across), found.minimum_px)] * 2

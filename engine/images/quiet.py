@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 @contextmanager
 def quiet_decoders() -> Iterator[None]:
-    """Send everything written to file descriptor 2 to the null device while the block runs.
+    """Send everything written to file descriptor 2 to the null device while the block runs, and ignore warnings.
 
     For programs that own their standard error, such as the command line, which reports a bad image in one line of its
     own; it acts on the whole process, so the library itself never calls it.
@@ -20,7 +21,9 @@ def quiet_decoders() -> Iterator[None]:
     null = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 2)
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         sys.stderr.flush()
         os.dup2(kept, 2)
