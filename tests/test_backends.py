@@ -297,6 +297,13 @@ def test_ncnn_failures_have_names(status: int, kind: type[Exception], monkeypatc
         ncnn.NcnnSession(session.ncnn, net, session.network, session.shapes).run(x)
 
 
+def test_onnxruntime_leaves_the_processor_to_others_soon() -> None:
+    session = compiled("onnxruntime", vocabulary.compact(), torch.rand(1, 3, 6, 5))
+    assert isinstance(session, onnxruntime.OnnxRuntimeSession)
+    options = session.session.get_session_options()
+    assert int(options.get_session_config_entry("session.intra_op.spin_duration_us")) <= 1000
+
+
 def test_onnxruntime_never_falls_back_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     real = library.load("onnxruntime")
     session = types.SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])

@@ -63,6 +63,13 @@ def test_a_call_clearly_behind_is_dropped_and_told_by_its_warm_up(clock: FakeClo
     assert found == {"fast": [1, 1], "slow": [5], "near": [2, 2]}
 
 
+def test_threads_come_to_rest_before_a_turn(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    # ONNX Runtime, called as by a user, spins for 50 ms.
+    monkeypatch.setattr("tilefuse.timing.time.sleep", lambda s: clock.order.append("rest" if s > 0.05 else "no rest"))
+    interleave({"a": clock.call("a", 1, 1), "b": clock.call("b", 0.1, 0.1, 0.1)}, rounds=1)
+    assert clock.order == ["rest", "a", "rest", "b"] * 2 + ["b"]
+
+
 def test_a_brief_call_is_timed_after_one_that_wakes_its_threads(clock: FakeClock) -> None:
     found = interleave({"a": clock.call("a", 0.1, 0.1, 0.02, 0.1, 0.03), "b": clock.call("b", 1, 1, 1)}, rounds=2)
     assert clock.order == ["a", "b", "a", "a", "b", "a", "a", "b"]
