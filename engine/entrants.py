@@ -20,6 +20,7 @@ from tilefuse.errors import BackendError, CapacityError, DeviceError, ModelError
 from tilefuse.execute import Runner, execute
 from tilefuse.memory import ArrayReader, ArrayWriter, PixelReader, Pixels, PixelWriter
 from tilefuse.model import Model
+from tilefuse.pacing import Pace, timing_seconds
 from tilefuse.planner import assumed_factor, input_shapes
 from tilefuse.resident import peak_growth
 from tilefuse.runners import FloatRunner, PixelRunner
@@ -55,6 +56,29 @@ def enter(task: Task, candidate: Candidate, reference: Tensor | None) -> Entrant
             return entered
     factor = _memory_factor(task, cut.window, candidate, growth)
     return replace(entrant, measurement=replace(entered, memory_factor=factor))
+
+
+def enter_in_time(
+    task: Task,
+    candidate: Candidate,
+    reference: Tensor | None,
+    pace: Pace,
+    predicted: tuple[float, float],
+    entrants: Sequence[Entrant],
+    *,
+    must: bool = False,
+) -> Entrant | Measurement:
+    """Let a candidate take part if it can compile, warm up and be timed once, beside those that are in already.
+
+    `predicted` are the seconds of compiling and of a run.
+    """
+    entering_s = sum(predicted)
+    reason = refusal(task, candidate)
+    if reason is None and not must and not pace.allows(entering_s + predicted[1] + timing_seconds(entrants)):
+        reason = f"not measured: too little time to compile it and run it (about {entering_s:.1f} s)"
+    if reason is not None:
+        return Measurement(candidate, (0, 0), reason=reason)
+    return pace.step(entering_s, lambda: enter(task, candidate, reference))
 
 
 def refusal(task: Task, candidate: Candidate) -> str | None:

@@ -35,6 +35,10 @@ class Pace:
         """Tell whether a step can be done that is predicted to take so many seconds."""
         return self.has_time_for(predicted_s + self._worst_delay)
 
+    def left_s(self) -> float:
+        """Return the seconds that are left."""
+        return max(0.0, self._end - now())
+
     def has_time_for(self, known_s: float) -> bool:
         """Tell whether something can be done that took so many seconds before."""
         return now() + known_s <= self._end

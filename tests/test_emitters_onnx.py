@@ -22,6 +22,7 @@ from tilefuse.ops import (
     AdaptivePool2d,
     BatchNorm,
     Binary,
+    Cast,
     Clamp,
     Concat,
     Conv2d,
@@ -104,6 +105,7 @@ def _others() -> Iterator[Case]:
     for bounds in ((0.0, 1.0), (None, 0.5), (-0.5, None), (None, None)):
         yield Clamp(*bounds), ()
     yield Round(), ()
+    yield Cast(torch.float32), ()
     yield PRelu(), ((6, 1, 1),)
     yield PRelu(), ((1,),)
     yield BatchNorm(1e-3), ((6,), (6,), (6,), (6,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import nn
 
@@ -13,6 +14,7 @@ from tests.measuring import CLOCK, FakeBackend, FakeSession, backends, small_mod
 from tilefuse import candidates
 from tilefuse.backends import registry
 from tilefuse.backends.base import Precision, Session
+from tilefuse.calibration import picture
 from tilefuse.candidates import allowed_backends, precisions, thread_splits, tiles
 from tilefuse.cost_model import predicted_image_seconds
 from tilefuse.errors import UsageError
@@ -174,3 +176,15 @@ def test_onnx_runtime_that_falls_back_is_disqualified(model: Model, monkeypatch:
     monkeypatch.setattr(ort.InferenceSession, "get_providers", lambda self: ["AzureExecutionProvider"])
     (found,) = measure(task(model, backends=("onnxruntime",), policy="fp32"))
     assert "fell back to AzureExecutionProvider" in (found.reason or "")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_measured_with_has_shading_and_noise_wherever_a_patch_is_cut(channels: int) -> None:
+    drawn = picture(100, 90, channels, 2, np.dtype(np.uint8))
+    assert drawn.shape == (2, 100, 90, channels)
+    np.testing.assert_array_equal(picture(40, 50, channels, 1, np.dtype(np.uint8))[0], drawn[0, :40, :50])
+    spread = np.array([[drawn[0, y : y + 24, x : x + 24].std() for x in range(0, 72, 24)] for y in range(0, 72, 24)])
+    noisy = np.indices(spread.shape).sum(0) % 2 == 1
+    # Even noise has a deviation of 74; what lies between is a photograph's.
+    assert (spread[noisy] > 65).all()
+    assert np.median(spread[~noisy]) < 50

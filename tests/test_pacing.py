@@ -85,6 +85,29 @@ def test_time_that_is_there_is_used(model: Model, monkeypatch: pytest.MonkeyPatc
     assert len([m for m in found if m.candidate.tile]) > 1
 
 
+def test_a_picture_there_is_no_time_to_run_whole_is_run_in_part(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    backends(monkeypatch, Slow("ahead", a_pixel=6e-6), Slow("behind", a_pixel=7e-6))
+    monkeypatch.setattr(candidates, "has_bf16", lambda: False)
+    task = Task(model, Subject(1, 1000, 1200, "uint8"), "cpu", ("ahead", "behind"), "auto", 0, 2, 1 << 32, 10.0)
+    found = measure(task)
+    assert CLOCK.now <= 10.0
+    assert [m.candidate.backend for m in found] == ["ahead", "behind"]
+    # Of one size, larger than the patch and of the picture's shape.
+    assert found[0].window == found[1].window
+    height, width = found[0].window
+    assert 250 < height < width < 1200
+    assert width / height == pytest.approx(1.2, rel=0.01)
+    assert found[0].seconds == pytest.approx(6e-6 * 1000 * 1200, rel=0.05)
+    assert found[1].seconds == pytest.approx(7e-6 * 1000 * 1200, rel=0.05)
+
+
+def test_time_that_runs_out_has_seen_every_leader(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measured(monkeypatch, model, [Slow(f"b{n}", 0.3, compiling=0.3) for n in range(2)], (600, 800))
+    tried = {m.candidate.backend for m in found if m.candidate.tile and m.seconds is not None}
+    assert any("too little time" in (m.reason or "") for m in found)
+    assert tried == {"b0", "b1"}
+
+
 def test_latents_are_measured_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     fakes = [Slow(f"b{n}", 0.2 * (1 + n / 4), compiling=1.5 * (1 + n / 4)) for n in range(6)]
     backends(monkeypatch, *fakes)

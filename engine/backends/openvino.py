@@ -17,9 +17,9 @@ from tilefuse.backends.onnx_source import onnx_refusal, onnx_source, pixels_sour
 from tilefuse.backends.pixels import Integers, PixelSession, check_pixels
 from tilefuse.errors import BackendError
 from tilefuse.graph import Shape
-from tilefuse.machine import cpu_threads
+from tilefuse.machine import cpu_threads, has_bf16
 from tilefuse.model import Model
-from tilefuse.passes import widen_narrow_layers
+from tilefuse.passes import reduce_branches, widen_narrow_layers
 from tilefuse.passes.exact_input import LEVELS, exact_byte_input
 
 _TYPES: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
@@ -44,9 +44,9 @@ class OpenVino:
         self, model: Model, shapes: Sequence[Shape], *, device: str, precision: Precision, threads: int
     ) -> Session:
         require(self, model, shapes, device, precision)
-        model, scale = _for_precision(model, shapes, precision)
-        compiled = _compiled(onnx_source(model, shapes), shapes, precision, threads)
-        return OpenVinoSession(compiled, tuple(shapes), scale)
+        form = _for_precision(model, shapes, precision)
+        compiled = _compiled(onnx_source(form.model, shapes), shapes, form.computes, threads)
+        return OpenVinoSession(compiled, tuple(shapes), form.scale)
 
     def compile_pixels(
         self,
@@ -61,18 +61,34 @@ class OpenVino:
         require(self, model, [shape], device, precision)
         batch, channels, height, width = shape
         pixels = (batch, height, width, channels)
-        model, scale = _for_precision(model, [shape], precision)
-        compiled = _compiled(pixels_source(model, shape, dtype, scale), [pixels], precision, threads)
+        form = _for_precision(model, [shape], precision)
+        source = pixels_source(form.model, shape, dtype, form.scale)
+        compiled = _compiled(source, [pixels], form.computes, threads)
         return OpenVinoPixels(compiled, pixels)
 
 
-def _for_precision(model: Model, shapes: Sequence[Shape], precision: Precision) -> tuple[Model, float]:
-    """Give the model to compile, and what the image is multiplied by for it."""
+@dataclass(frozen=True)
+class _Form:
+    """A model to compile, the precision its float32 layers are to be computed in, and what it takes an image times."""
+
+    model: Model
+    computes: Precision
+    scale: float = 1.0
+
+
+def _for_precision(model: Model, shapes: Sequence[Shape], precision: Precision) -> _Form:
+    """Give a model the form that is fastest, in bf16 the one that is right where there is one."""
     if model.graph is None:
-        return model, 1.0
-    graph = widen_narrow_layers(model.graph, model.graph.shapes(*shapes))
-    exact = exact_byte_input(graph, torch.bfloat16) if precision == "bf16" else None
-    return (replace(model, graph=graph), 1.0) if exact is None else (replace(model, graph=exact), LEVELS)
+        return _Form(model, precision)
+    # Without the arithmetic the library would compute the branches in float32 and not say so.
+    branches = reduce_branches(model.graph, torch.bfloat16) if precision == "bf16" and has_bf16() else None
+    graph = branches or model.graph
+    graph = widen_narrow_layers(graph, graph.shapes(*shapes))
+    if precision == "fp32" or branches is not None:
+        return _Form(replace(model, graph=graph), "fp32")
+    exact = exact_byte_input(graph, torch.bfloat16)
+    scale = 1.0 if exact is None else LEVELS
+    return _Form(replace(model, graph=exact or graph), precision, scale)
 
 
 def _compiled(source: bytes, shapes: Sequence[Shape], precision: Precision, threads: int) -> Any:

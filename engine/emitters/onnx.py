@@ -19,6 +19,7 @@ from tilefuse.ops import (
     AdaptivePool2d,
     BatchNorm,
     Binary,
+    Cast,
     Clamp,
     Concat,
     Conv2d,
@@ -73,7 +74,9 @@ _BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max",
 
 
 def to_onnx(graph: Graph, *, shapes: Sequence[Shape] | None = None, opset: int = OLDEST_OPSET) -> onnx.ModelProto:
-    """Write a graph as an ONNX model, weights inside, in the floating type of its weights (float32 where it has none).
+    """Write a graph as an ONNX model, weights inside, in the floating type of its weights.
+
+    Where it has none or several, inputs and outputs are float32.
 
     `shapes` fixes the input shapes; without it the sizes the graph leaves open stay symbolic (batch, height, width).
 
@@ -86,9 +89,11 @@ def to_onnx(graph: Graph, *, shapes: Sequence[Shape] | None = None, opset: int =
     helper = onnx_module().helper
     fixed = shapes is not None or all(None not in spec.shape for spec in graph.inputs)
     given = tuple(shapes) if shapes is not None else _probe(graph, 1)
-    dtype = next((weight.dtype for weight in graph.weights.values()), torch.float32)
-    # Shapes are inferred without data, in the one type every op takes.
-    bare = graph.to(dtype=torch.float32, device="meta")
+    types = {weight.dtype for weight in graph.weights.values() if weight.is_floating_point()}
+    several = len(types) > 1
+    dtype = torch.float32 if several or not types else next(iter(types))
+    # Shapes are inferred without data, and where there is one type in the one that every op takes.
+    bare = graph.to(dtype=None if several else torch.float32, device="meta")
     found = bare.shapes(*given)
     sheet = Sheet(dict(found), graph.weights, dtype, fixed)
     sheet.names.update(found)
@@ -222,11 +227,16 @@ def _binary(sheet: Sheet, op: Binary, inputs: Sequence[str], output: str) -> Non
     sheet.add(_BINARY[op.kind], inputs, output)
 
 
+def _cast(sheet: Sheet, op: Cast, inputs: Sequence[str], output: str) -> None:
+    sheet.add("Cast", inputs, output, to=getattr(onnx_module().TensorProto, ELEMENTS[op.dtype]))
+
+
 EMITTERS: dict[type[Op], Emit] = {
     Activation: _activation,
     AdaptivePool2d: pooling.adaptive_pool,
     BatchNorm: layers.batch_norm,
     Binary: _binary,
+    Cast: _cast,
     Clamp: _clamp,
     Concat: layout.concat,
     Conv2d: layers.conv,

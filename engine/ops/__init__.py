@@ -8,7 +8,7 @@ from tilefuse.ops.base import NO_PADDING, Op, PadMode, Pair, Sides
 from tilefuse.ops.convolution import Conv2d, ConvTranspose2d, Linear
 from tilefuse.ops.layout import Concat, Pad, PixelShuffle, PixelUnshuffle, Reshape, ShuffleOrder, Slice
 from tilefuse.ops.normalisation import BatchNorm, GroupNorm
-from tilefuse.ops.pointwise import Activation, ActivationKind, Binary, Clamp, Fused, PRelu, Round, Unary
+from tilefuse.ops.pointwise import Activation, ActivationKind, Binary, Cast, Clamp, Fused, PRelu, Round, Unary
 from tilefuse.ops.pooling import AdaptivePool2d, Mean, Pool2d
 from tilefuse.ops.resampling import Coordinates, NearestRounding, Resize, ResizeMode
 
@@ -19,6 +19,7 @@ __all__ = [
     "AdaptivePool2d",
     "BatchNorm",
     "Binary",
+    "Cast",
     "Clamp",
     "Concat",
     "Conv2d",

@@ -115,6 +115,18 @@ class Round(Op):
 
 
 @dataclass(frozen=True)
+class Cast(Op):
+    """Convert to another floating type, rounding to nearest even."""
+
+    name: ClassVar[str] = "cast"
+    dtype: torch.dtype
+
+    def apply(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        return x.to(self.dtype)
+
+
+@dataclass(frozen=True)
 class Binary(Op):
     """Combine two broadcastable tensors; a scalar is a weight of shape []."""
 
