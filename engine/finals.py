@@ -18,7 +18,7 @@ from tilefuse.tasks import Entrant, Measurement, Subject, Task
 from tilefuse.tiling import grid
 
 # Backends whose tiles, threads and batches are tried: those this close to the fastest on the patch.
-_FINALIST_FACTOR, _FINALISTS = 1.3, 2
+_FINALIST_FACTOR, _FINALISTS = 1.3, 3
 # How often each of them is to run a picture that there is no time to run whole; the first run warms up.
 _RUNS = 3
 # A picture hardly larger than the patch tells nothing new.
@@ -99,10 +99,11 @@ def _unlike_alone(found: Entrant | Measurement, entrants: Sequence[Entrant]) -> 
 
 
 def _variants(task: Task, leader: Candidate) -> list[Candidate]:
-    """List tiles, threads and batches of a backend, the most promising ones first: what stays in the cache."""
+    """List tiles, threads and batches of a backend: the largest tile that stays in the cache, the whole, the others."""
     sizes = (task.tile,) if task.tile is not None else tiles(task.model, task.subject.height, task.subject.width)
+    largest = max(sizes)
     listed = []
-    for tile in sorted(sizes, key=lambda t: (t == 0, -t)):
+    for tile in sorted(sizes, key=lambda t: (t != largest, t != 0, -t)):
         cut = grid(task.subject.height, task.subject.width, tile, task.model.geometry())
         for workers, threads in thread_splits(leader.backend, task.threads):
             if workers > 1 and tile == 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -58,13 +59,24 @@ def measure(task: Task) -> tuple[Measurement, ...]:
     del entrants
     pace = Pace(begin, begin + task.budget_s)
     timed, late = finals(task, first, compile_s, reference, patch, pace)
-    # Where there was no time for the subject itself, the patch has to tell by how much a backend is faster.
     told = {measurement.candidate.backend for measurement in timed}
-    estimated = [scaled(m, probe.subject, task.subject) for m in first if m.candidate.backend not in told]
+    estimated = [_estimated(m, first, timed, probe, task) for m in first if m.candidate.backend not in told]
     right = sorted((*timed, *estimated), key=lambda m: m.seconds or math.inf)
     known = {measurement.candidate for measurement in estimated}
     late = [measurement for measurement in late if measurement.candidate not in known]
     return (*right, *late, *refused)
+
+
+def _estimated(
+    found: Measurement, first: Sequence[Measurement], timed: Sequence[Measurement], probe: Task, task: Task
+) -> Measurement:
+    """Estimate who was timed on the patch only: as much slower as there than the fastest there that saw the picture."""
+    whole = {(m.candidate.backend, m.candidate.precision): m.seconds for m in reversed(timed)}
+    for other in first:
+        seconds = whole.get((other.candidate.backend, other.candidate.precision))
+        if seconds and other.seconds and found.seconds:
+            return replace(found, seconds=seconds * found.seconds / other.seconds)
+    return scaled(found, probe.subject, task.subject)
 
 
 def offered(task: Task) -> list[Candidate]:

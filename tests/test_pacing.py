@@ -26,10 +26,11 @@ from tilefuse.tasks import Entrant
 
 @dataclass(frozen=True)
 class Slow(FakeBackend):
-    """A backend that takes its time to compile, and a time to run that grows with the window."""
+    """A backend that takes its time to compile, and a time to run that grows with a power of the window's pixels."""
 
     compiling: float = 0.0
     a_pixel: float = 0.0
+    power: float = 1.0
 
     def compile(
         self, model: Model, shapes: Sequence[Shape], *, device: str, precision: Precision, threads: int
@@ -37,7 +38,7 @@ class Slow(FakeBackend):
         CLOCK.now += self.compiling
         session = super().compile(model, shapes, device=device, precision=precision, threads=threads)
         assert isinstance(session, FakeSession)
-        return FakeSession(model, self.delay + self.a_pixel * prod(shapes[0][2:]), self.error)
+        return FakeSession(model, self.delay + self.a_pixel * prod(shapes[0][2:]) ** self.power, self.error)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,22 @@ def test_time_that_runs_out_has_seen_every_leader(model: Model, monkeypatch: pyt
     tried = {m.candidate.backend for m in found if m.candidate.tile and m.seconds is not None}
     assert any("too little time" in (m.reason or "") for m in found)
     assert tried == {"b0", "b1"}
+
+
+def test_who_was_seen_on_the_patch_only_is_told_by_how_it_compared_there(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What outgrows the cache takes longer than the patch tells; the last one, which the others keep out, does as well.
+    fakes = [Slow(f"b{n}", a_pixel=2e-9 * (1 + n / 20), power=1.5) for n in range(4)]
+    backends(monkeypatch, *fakes)
+    monkeypatch.setattr(candidates, "has_bf16", lambda: False)
+    names = tuple(fake.name for fake in fakes)
+    found = measure(Task(model, Subject(1, 400, 500, "uint8"), "cpu", names, "auto", 0, 2, 1 << 32, 10.0))
+    assert [m.candidate.backend for m in found] == ["b0", "b1", "b2", "b3"]
+    assert found[2].window == (400, 500)
+    assert found[3].window == (160, 160)
+    for place, m in enumerate(found):
+        assert m.seconds == pytest.approx(2e-9 * (1 + place / 20) * 200_000**1.5, rel=0.02)
 
 
 def test_latents_are_measured_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
