@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,6 +74,23 @@ class FakeBackend:
             raise BackendError(self.refuses)
         self.compiled[0].append((shapes, precision))
         return FakeSession(model, self.delay, self.error)
+
+
+@dataclass(frozen=True)
+class Slow(FakeBackend):
+    """A backend that takes its time to compile, and a time to run that grows with a power of the window's pixels."""
+
+    compiling: float = 0.0
+    a_pixel: float = 0.0
+    power: float = 1.0
+
+    def compile(
+        self, model: Model, shapes: Sequence[Shape], *, device: str, precision: Precision, threads: int
+    ) -> Session:
+        CLOCK.now += self.compiling
+        session = super().compile(model, shapes, device=device, precision=precision, threads=threads)
+        assert isinstance(session, FakeSession)
+        return FakeSession(model, self.delay + self.a_pixel * prod(shapes[0][2:]) ** self.power, self.error)
 
 
 def backends(monkeypatch: pytest.MonkeyPatch, *fakes: FakeBackend) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,33 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from tests.measuring import CLOCK, FakeBackend, FakeSession, backends
+from tests.measuring import CLOCK, FakeBackend, Slow, backends
 from tilefuse import candidates, latent_measurement, measurement
-from tilefuse.backends.base import Precision, Session
 from tilefuse.candidates import Candidate
-from tilefuse.graph import Shape
 from tilefuse.measurement import Measurement, Subject, Task, measure
 from tilefuse.model import Model
 from tilefuse.pacing import Pace, ranked
 from tilefuse.source import load_model
 from tilefuse.tasks import Entrant
-
-
-@dataclass(frozen=True)
-class Slow(FakeBackend):
-    """A backend that takes its time to compile, and a time to run that grows with a power of the window's pixels."""
-
-    compiling: float = 0.0
-    a_pixel: float = 0.0
-    power: float = 1.0
-
-    def compile(
-        self, model: Model, shapes: Sequence[Shape], *, device: str, precision: Precision, threads: int
-    ) -> Session:
-        CLOCK.now += self.compiling
-        session = super().compile(model, shapes, device=device, precision=precision, threads=threads)
-        assert isinstance(session, FakeSession)
-        return FakeSession(model, self.delay + self.a_pixel * prod(shapes[0][2:]) ** self.power, self.error)
 
 
 @pytest.fixture(scope="module")
@@ -84,45 +63,6 @@ def test_time_that_is_there_is_used(model: Model, monkeypatch: pytest.MonkeyPatc
     assert all(m.reason is None for m in found)
     assert {m.candidate.backend for m in found} == {"b0", "b1", "b2", "b3"}
     assert len([m for m in found if m.candidate.tile]) > 1
-
-
-def test_a_picture_there_is_no_time_to_run_whole_is_run_in_part(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    backends(monkeypatch, Slow("ahead", a_pixel=6e-6), Slow("behind", a_pixel=7e-6))
-    monkeypatch.setattr(candidates, "has_bf16", lambda: False)
-    task = Task(model, Subject(1, 1000, 1200, "uint8"), "cpu", ("ahead", "behind"), "auto", 0, 2, 1 << 32, 10.0)
-    found = measure(task)
-    assert CLOCK.now <= 10.0
-    assert [m.candidate.backend for m in found] == ["ahead", "behind"]
-    # Of one size, larger than the patch and of the picture's shape.
-    assert found[0].window == found[1].window
-    height, width = found[0].window
-    assert 250 < height < width < 1200
-    assert width / height == pytest.approx(1.2, rel=0.01)
-    assert found[0].seconds == pytest.approx(6e-6 * 1000 * 1200, rel=0.05)
-    assert found[1].seconds == pytest.approx(7e-6 * 1000 * 1200, rel=0.05)
-
-
-def test_time_that_runs_out_has_seen_every_leader(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = measured(monkeypatch, model, [Slow(f"b{n}", 0.3, compiling=0.3) for n in range(2)], (600, 800))
-    tried = {m.candidate.backend for m in found if m.candidate.tile and m.seconds is not None}
-    assert any("too little time" in (m.reason or "") for m in found)
-    assert tried == {"b0", "b1"}
-
-
-def test_who_was_seen_on_the_patch_only_is_told_by_how_it_compared_there(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # What outgrows the cache takes longer than the patch tells; the last one, which the others keep out, does as well.
-    fakes = [Slow(f"b{n}", a_pixel=2e-9 * (1 + n / 20), power=1.5) for n in range(4)]
-    backends(monkeypatch, *fakes)
-    monkeypatch.setattr(candidates, "has_bf16", lambda: False)
-    names = tuple(fake.name for fake in fakes)
-    found = measure(Task(model, Subject(1, 400, 500, "uint8"), "cpu", names, "auto", 0, 2, 1 << 32, 10.0))
-    assert [m.candidate.backend for m in found] == ["b0", "b1", "b2", "b3"]
-    assert found[2].window == (400, 500)
-    assert found[3].window == (160, 160)
-    for place, m in enumerate(found):
-        assert m.seconds == pytest.approx(2e-9 * (1 + place / 20) * 200_000**1.5, rel=0.02)
 
 
 def test_latents_are_measured_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
