@@ -127,8 +127,9 @@ def pick_config(
         most = max(map(prod, config.regions))
         return replace(config, block_m=min(1 << (most - 1).bit_length(), 512))
     if config is not None and target < 90:
-        # Accumulators and addresses share the registers that wgmma leaves free.
-        return replace(config, block_m=32, warps=4)
+        # Accumulators and addresses share the registers that wgmma leaves free; where the last layer is wide, those of
+        # its stores and residuals fill what 4 warps have.
+        return replace(config, block_m=32, warps=4 if links[-1].block_n == LEAST_COLUMNS else 8)
     return config
 
 
