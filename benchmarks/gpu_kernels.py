@@ -24,9 +24,11 @@ from tilefuse.kernels.toolchain import IMAGES
 from tilefuse.kernels.upsample_conv2d import upsample_conv2d_ref
 
 # Largest and rms error allowed, relative to the largest and the rms value; for integers, in levels.
-LIMITS = {torch.float16: (4e-3, 2e-3), torch.float32: (5e-5, 1e-5), torch.uint8: (1.0, 0.2)}
-# Levels of a type computed in another: of uint16 they are finer than half precision.
-LIMITS_16 = {dtype: (LIMITS[dtype][0] * 65535, LIMITS[dtype][1] * 65535) for dtype in (torch.float16, torch.float32)}
+# bfloat16 has three bits less than float16.
+LIMITS = {torch.float16: (4e-3, 2e-3), torch.bfloat16: (3.2e-2, 1.6e-2), torch.float32: (5e-5, 1e-5)}
+# Levels of a type computed in another: of uint8 one, or what a finer error becomes in coarser arithmetic.
+LIMITS_8 = {**dict.fromkeys((torch.float16, torch.float32), (1.0, 0.2)), torch.bfloat16: (3.0, 0.8)}
+LIMITS_16 = {dtype: (largest * 65535, rms * 65535) for dtype, (largest, rms) in LIMITS.items()}
 # Rows and columns left out at the start of the image a tile is compared with: multiples of every stride.
 CUT = (4, 8)
 # Sizes at which networks other than the upscalers run their layers.
@@ -153,7 +155,8 @@ def check(subject: Subject, size: tuple[int, int], dtype: torch.dtype, device: s
     with exact_fp32():
         wanted = subject.reference(x, residuals)
     largest, rms = _errors(made, wanted)
-    worst, mean = LIMITS_16[dtype] if made.dtype == torch.uint16 else LIMITS[made.dtype]
+    levels = {torch.uint8: LIMITS_8, torch.uint16: LIMITS_16}.get(made.dtype)
+    worst, mean = LIMITS[made.dtype] if levels is None else levels[dtype]
     equal = _tiled(subject, x, residuals, made)
     passed = largest <= worst and rms <= mean and equal
     return Check(subject.name, str(dtype).removeprefix("torch."), largest, rms, equal, passed)

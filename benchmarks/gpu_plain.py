@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -89,8 +90,13 @@ def plain_subjects() -> list[Plain]:
 def _resized(mode: ResizeMode, channels: int) -> Plain:
     op = Resize(mode, (Fraction(2), Fraction(2)), coordinates="asymmetric" if mode == "nearest" else "half_pixel")
 
+    # Kept, as a session does: a copy from the host can't be captured in a CUDA graph.
+    @cache
+    def placed(height: int, width: int, device: torch.device) -> list[Tensor]:
+        return [table.to(device) for table in resize_tables(op, height, width)]
+
     def tables(x: Tensor) -> list[Tensor]:
-        return [table.to(x.device) for table in resize_tables(op, x.shape[1], x.shape[2])]
+        return placed(x.shape[1], x.shape[2], x.device)
 
     return Plain(
         f"resize {mode} x2", channels, lambda x, _: resize(x, *tables(x)), lambda x, _: resize_ref(x, *tables(x)),

@@ -18,7 +18,8 @@ MIN_DB = 50.0
 Row = dict[str, Any]
 _FIELDS = {
     "gpu": str, "driver": str, "torch": str, "triton": str, "python": str, "commit": str, "date": str,
-    "dry_run": bool, "ceilings": dict, "checks": list, "kernels": list, "networks": list, "notes": list,
+    "dry_run": bool, "finished": bool,
+    "ceilings": dict, "checks": list, "kernels": list, "networks": list, "notes": list,
 }  # fmt: skip
 
 
@@ -37,15 +38,19 @@ def geometric_mean(factors: Sequence[float]) -> float | None:
 
 
 def judged(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Add every network's speed-up and their geometric mean; a red kernel takes them all back, as all may use it."""
-    red = [check["kernel"] for check in record["checks"] if not check["passed"]]
-    rows = [{**row, "speed_up": None if red else speed_up(row)} for row in record["networks"]]
+    """Add every network's speed-up and their geometric mean; a red kernel takes back those of its type, all may use it.
+
+    A kernel whose check gave no answer is red.
+    """
+    red = [(check["kernel"], check["dtype"]) for check in record["checks"] if not check["passed"]]
+    spoilt = {dtype for _, dtype in red}
+    rows = [{**row, "speed_up": None if row["dtype"] in spoilt else speed_up(row)} for row in record["networks"]]
     factors = [row["speed_up"] for row in rows if row["speed_up"] is not None]
-    complete = len(factors) == len(rows)
+    complete = len(factors) == len(rows) and record["finished"]
     return {
         **record,
         "networks": rows,
-        "red_kernels": red,
+        "red_kernels": [f"{kernel} {dtype}" for kernel, dtype in red],
         "geometric_mean": geometric_mean(factors) if complete else None,
     }
 
@@ -87,19 +92,23 @@ def table(record: Mapping[str, Any]) -> str:
         best = min(ran, key=lambda name: ran[name]) if ran else None
         factor, own = row["speed_up"], times.get(TRITON, {}).get("median_ms")
         shares = [peaks[name] for name in (TRITON, BASELINES[0]) if peaks.get(name)]
+        psnr = "—" if row["check"]["psnr_db"] is None else f"{row['check']['psnr_db']:.1f} dB"
         lines.append(
             f"| {row['network']} | {_ms(own)} | {f'{_ms(ran[best])}, {best}' if best else 'none ran'} | "
             f"{f'{factor:.2f}×' if factor is not None else 'none: a check is red' if best else 'none'} | "
-            f"{row['check']['psnr_db']:.1f} dB | {f'{shares[0] / shares[1]:.2f}×' if len(shares) == 2 else '—'} |"
+            f"{psnr} | {f'{shares[0] / shares[1]:.2f}×' if len(shares) == 2 else '—'} |"
         )
     mean = record["geometric_mean"]
-    shown = f"{mean:.2f}×" if mean is not None else "not given: a check is red or a network has no baseline"
+    shown = f"{mean:.2f}×" if mean is not None else "not given: a check is red or a network has no speed-up"
     where = f"{record['gpu']}, driver {record['driver']}, torch {record['torch']}, Triton {record['triton']}"
     ceilings = record["ceilings"]
+    reached = (
+        "{copy_gb_s:.0f} GB/s copied, {half_tflop_s:.0f} TFLOP/s multiplied".format(**ceilings) if ceilings else "none"
+    )
     note = (
         f"Geometric mean: {shown}. Half precision, medians of CUDA-graph replays with the L2 flushed; {where}, commit "
-        f"{record['commit'][:10]}, {record['date']}. Measured ceilings: {ceilings['copy_gb_s']:.0f} GB/s copied, "
-        f"{ceilings['half_tflop_s']:.0f} TFLOP/s multiplied."
+        f"{record['commit'][:10]}, {record['date']}. Measured ceilings: {reached.format(**ceilings)}."
+        f"{'' if record['finished'] else ' The run was cut short.'}"
     )
     return "\n".join([*lines, "", note])
 

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_kernels, gpu_runners, gpu_table
+from benchmarks import gpu, gpu_kernels, gpu_runners, gpu_table, gpu_tasks
 from benchmarks.gpu_clock import Ceilings, HostClock, Timing
 from benchmarks.gpu_nets import NETS, TINY
 from benchmarks.gpu_plain import plain_subjects
 from benchmarks.gpu_record import COMPILED, EAGER, TRITON, check_record, geometric_mean, judged, speed_up, table, write
+from benchmarks.gpu_steps import NO_TIME, Outcome, Step
+from tilefuse.errors import BackendError
 
 pytestmark = pytest.mark.thorough
 
@@ -45,7 +49,7 @@ def record(*rows: dict[str, Any], red: bool = False) -> dict[str, Any]:
     words = {"gpu": "GPU", "driver": "1", "torch": "2", "triton": "3", "python": "3.12", "commit": "c" * 40}
     lists = {"checks": [checked | {"passed": not red}], "kernels": [], "networks": list(rows), "notes": []}
     ceilings = {"copy_gb_s": 4300.0, "half_tflop_s": 790.0}
-    return words | lists | {"date": "2026-01-02", "dry_run": False, "ceilings": ceilings}
+    return words | lists | {"date": "2026-01-02", "dry_run": False, "finished": True, "ceilings": ceilings}
 
 
 def test_a_speed_up_is_against_the_fastest_baseline() -> None:
@@ -64,8 +68,24 @@ def test_no_speed_up_is_claimed_where_a_check_is_red() -> None:
     assert "none: a check is red" in table(found)
     found = judged(record(network("A", 2.0, 6.0, 4.0), red=True))
     assert found["networks"][0]["speed_up"] is None
-    assert found["red_kernels"] == ["compact conv"]
+    assert found["red_kernels"] == ["compact conv float16"]
     assert "×" not in table(found).split("\n")[2].split("|")[4]
+    # Networks are timed in halves: a kernel that is wrong in another type takes nothing back.
+    other = record(network("A", 2.0, 6.0, 4.0), red=True)
+    other["checks"] = [each | {"dtype": "bfloat16"} for each in other["checks"]]
+    assert judged(other)["networks"][0]["speed_up"] == 2.0
+    assert judged(other)["red_kernels"] == ["compact conv bfloat16"]
+
+
+def test_a_run_that_was_cut_short_says_so_and_claims_no_mean() -> None:
+    row = network("B", 1.0, 8.0, 9.0)
+    row |= {"times": {}, "peak_bytes": {}, "check": {"psnr_db": None, "tiled_equal": None, "passed": False}}
+    cut = judged(record(network("A", 2.0, 6.0, 4.0)) | {"finished": False, "ceilings": {}})
+    assert cut["networks"][0]["speed_up"] == 2.0
+    assert cut["geometric_mean"] is None
+    assert "The run was cut short." in table(cut)
+    assert "Measured ceilings: none." in table(cut)
+    assert "| B | did not run | none ran | none | — | — |" in table(judged(record(row)))
 
 
 def test_without_a_baseline_there_is_no_speed_up() -> None:
@@ -121,34 +141,113 @@ def test_the_repository_has_no_record_of_a_dry_run() -> None:
     assert gpu_table.newest(gpu_table.RESULTS)
 
 
-def test_every_step_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = replace(gpu.DRY, nets=TINY[:1], networks=("head",), check_size=(7, 8), kernel_size=(2, 3))
+def here(steps: list[Step], deadline: float, recover: Callable[[], None], *, workers: int) -> Iterator[Any]:
+    """Run steps in this process, whose patches other processes would not see."""
+    del recover, workers
+    for step in steps:
+        if time.monotonic() >= deadline:
+            yield step, Outcome(error=NO_TIME)
+            continue
+        try:
+            yield step, Outcome(step.function(*step.arguments))
+        except BackendError as error:
+            yield step, Outcome(error=f"BackendError: {error}")
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have a dry run of one network, one layer, one chain and one kernel without a product."""
+    one = replace(gpu_tasks.DRY, nets=TINY[:1], networks=("head",), check_size=(7, 8), kernel_size=(2, 3))
     heads = tuple(case for case in gpu_kernels.CASES if case.network == "head" and case.outputs == 1)
     monkeypatch.setattr(gpu_kernels, "CASES", heads)
     monkeypatch.setattr(gpu_kernels, "CUT", (2, 2))
-    monkeypatch.setattr(gpu, "DRY", one)
-    monkeypatch.setattr(gpu, "plain_subjects", lambda: plain_subjects()[:1])
+    monkeypatch.setattr(gpu_tasks, "DRY", one)
+    monkeypatch.setattr(gpu_tasks, "plain_subjects", lambda: plain_subjects()[:1])
+    monkeypatch.setattr(gpu, "run_steps", here)
+    yield
+    for kept in (gpu_tasks._subjects, gpu_tasks._graph, gpu_tasks._clock):
+        kept.cache_clear()
+
+
+def test_every_step_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None) -> None:
     path = tmp_path / "dry.json"
-    # Not the default budget: a slow machine would leave no time for torch.compile, whose reason is looked at below.
-    assert gpu.main(["--dry-run", "--json", str(path), "--budget", "100000"]) == 0
+    assert gpu.main(["--dry-run", "--json", str(path)]) == 0
     found = json.loads(path.read_text())
     check_record(found)
     assert found["dry_run"]
+    assert found["finished"]
     assert [check["passed"] for check in found["checks"]] == [True, True, True]
     assert [check["kernel"].split()[1] for check in found["checks"]] == ["conv", "chain", "gate"]
     assert "ring kernel: not checked and not timed, Triton's interpreter has no Gluon" in found["notes"]
-    assert found["kernels"][0]["bound_by"] in ("memory", "matrix")
+    assert [each["bound_by"] in ("memory", "matrix") for each in found["kernels"]] == [True, True, True]
     (row,) = found["networks"]
     assert row["check"]["tiled_equal"] is True
     assert row["times"][COMPILED] == {"missing": "it tunes for a GPU"}
     assert row["speed_up"] == pytest.approx(speed_up(row))
-    monkeypatch.setattr(gpu, "measure_net", lambda *_: network("Other", 1.0, 2.0, 3.0))
-    assert gpu.main(["--dry-run", "--json", str(path), "--only", "ESPCN", "--budget", "0"]) == 0
+    other = {"psnr_db": 70.0, "time": timed(1.0), "peak_bytes": 1}
+    monkeypatch.setattr(gpu_tasks, "measure_net", lambda *_: other)
+    write(found | {"networks": [network("Other", 1.0, 2.0, 3.0), row], "notes": ["ESPCN tiny: old"]}, path)
+    assert gpu.main(["--dry-run", "--json", str(path), "--only", "ESPCN"]) == 0
     added = json.loads(path.read_text())
-    assert [each["network"] for each in added["networks"]] == ["ESPCN tiny", "Other"]
-    assert added["checks"] == found["checks"]
-    assert "ESPCN tiny: torch.compile was not measured, no time was left" in added["notes"]
-    assert len(set(added["notes"])) == len(added["notes"])
+    assert [each["network"] for each in added["networks"]] == ["Other", "ESPCN tiny"]
+    assert added["networks"][1]["check"]["psnr_db"] == 70.0
+    assert (added["checks"], added["kernels"]) == (found["checks"], found["kernels"])
+    assert "ESPCN tiny: old" not in added["notes"]
+
+
+def test_what_fails_costs_itself_and_the_file_has_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None
+) -> None:
+    path, states = tmp_path / "dry.json", list[dict[str, Any]]()
+    check, baseline, save = gpu_tasks.check_kernel, gpu_tasks.measure_baseline, gpu._save
+
+    def broken(dry: bool, dtype: int, index: int) -> dict[str, Any]:
+        if index == 1:
+            raise BackendError("no such instruction")
+        return check(dry, dtype, index)
+
+    def absent(dry: bool, index: int, name: str) -> dict[str, Any]:
+        if name == EAGER:
+            raise BackendError("out of memory")
+        return baseline(dry, index, name)
+
+    def saved(record: dict[str, Any], path: Path) -> None:
+        save(record, path)
+        states.append(json.loads(path.read_text()))
+
+    monkeypatch.setattr(gpu_tasks, "check_kernel", broken)
+    monkeypatch.setattr(gpu_tasks, "measure_baseline", absent)
+    monkeypatch.setattr(gpu, "_save", saved)
+    assert gpu.main(["--dry-run", "--json", str(path)]) == 1
+    found = states[-1]
+    assert [each["passed"] for each in found["checks"]] == [True, False, True]
+    assert found["checks"][1]["error"] == "BackendError: no such instruction"
+    assert len(found["red_kernels"]) == 1
+    assert [each["kernel"] for each in found["kernels"]] == [found["checks"][i]["kernel"] for i in (0, 2)]
+    (row,) = found["networks"]
+    assert "median_ms" in row["times"][TRITON]
+    assert row["times"][EAGER] == {"missing": "it failed: BackendError: out of memory"}
+    assert row["speed_up"] is None
+    # After every step: so much as had been found by then.
+    assert [len(each["checks"]) for each in states[:4]] == [0, 1, 2, 3]
+    assert [each["finished"] for each in states] == [False] * (len(states) - 1) + [True]
+
+
+def test_a_short_budget_names_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None) -> None:
+    path, begun = tmp_path / "dry.json", time.monotonic()
+
+    def slow(*_: object) -> dict[str, float]:
+        monkeypatch.setattr(gpu.time, "monotonic", lambda: begun + 1000.0)
+        return {"copy_gb_s": 1.0, "half_tflop_s": 1.0}
+
+    monkeypatch.setattr(gpu_tasks, "ceilings", slow)
+    assert gpu.main(["--dry-run", "--json", str(path), "--budget", "900"]) == 1
+    found = json.loads(path.read_text())
+    assert found["finished"]
+    assert len(found["checks"]) == 3
+    assert f"ESPCN tiny: {TRITON} was not measured, {NO_TIME}" in found["notes"]
+    assert f"ESPCN tiny: {COMPILED} was not measured, {NO_TIME}" in found["notes"]
+    assert found["kernels"] == []
 
 
 def test_a_wrong_kernel_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
