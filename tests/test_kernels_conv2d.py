@@ -53,6 +53,13 @@ def test_half_types_agree_with_torch(inputs, outputs, dtype):
     compare(conv2d, conv2d_ref, x, w, padding=SAME, epilogue=Epilogue(bias=draw(outputs, seed=3)))
 
 
+@pytest.mark.parametrize("capability", [80, 90])
+def test_dilated_and_uneven_taps_agree_on_every_path(capability):
+    x, w, padding = draw(1, 7, 19, 16, dtype=HALF), weight(20, 16, 3, 2, dtype=HALF), (2, 0, 1, 3)
+    made = run_on(capability, x, pack_conv2d(w, dilation=(2, 3), padding=padding), Epilogue())
+    assert_near(made, conv2d_ref(x, w, dilation=(2, 3), padding=padding))
+
+
 def test_every_path_and_operand_order_is_reached():
     paths = {
         (columns, config.path, config.swap)
@@ -112,6 +119,13 @@ def test_padding_is_zero_behind_an_activation_that_is_not(inputs):
     compare(conv2d, conv2d_ref, x, w, padding=SAME, prologue=Prologue(activation="sigmoid"))
 
 
+@pytest.mark.parametrize("inputs", [3, 20])
+def test_a_normalisation_reaches_every_group(inputs):
+    x, w = draw(2, 4, 5, 2 * inputs), weight(6, inputs, 3, 3)
+    prologue = Prologue(scale=draw(2, 2 * inputs, seed=5), shift=draw(2, 2 * inputs, seed=6) + 2)
+    compare(conv2d, conv2d_ref, x, w, padding=SAME, groups=2, prologue=prologue)
+
+
 def test_a_normalisation_reaches_a_depthwise_layer():
     x, w = draw(2, 5, 6, 8), weight(8, 1, 3, 3)
     prologue = Prologue(scale=draw(2, 8, seed=5), shift=draw(2, 8, seed=6) + 2, activation="relu")
@@ -156,17 +170,19 @@ def test_an_empty_batch_gives_an_empty_result():
     assert made.dtype == torch.uint8
 
 
-def test_places_past_two_to_the_31_are_addressed():
-    """Three images 2³⁰ and more bytes apart: address space, of which a few pages are ever touched."""
+@pytest.mark.parametrize("apart", ["images", "rows"])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_places_past_two_to_the_31_are_addressed(groups, apart):
+    """Three images, or rows, 2³⁰ and more bytes apart: address space, of which a few pages are ever touched."""
     step = 2**30 + 64
     far_in, far_out = (torch.empty(2 * step + 4096, dtype=torch.uint8, device=DEVICE) for _ in range(2))
-    x = far_in.as_strided((3, 4, 4, 3), (step, 12, 3, 1))
-    out = far_out.as_strided((3, 4, 4, 4), (step, 16, 4, 1))
-    near = draw(3, 4, 4, 3, dtype=torch.uint8)
+    size, steps = ((3, 4, 4), (step, 16)) if apart == "images" else ((1, 3, 4), (3 * step, step))
+    x, out = (far.as_strided((*size, 4), (*steps, 4, 1)) for far in (far_in, far_out))
+    near = draw(*size, 4, dtype=torch.uint8)
     x.copy_(near)
-    w, epilogue = weight(4, 3, 3, 3), Epilogue(out_dtype=torch.uint8, output_scale=90.0, output_shift=100.0)
-    conv2d(x, w, padding=SAME, epilogue=epilogue, out=out)
-    assert torch.equal(out, conv2d_ref(near, w, padding=SAME, epilogue=epilogue))
+    w, epilogue = weight(4, 4 // groups, 3, 3), Epilogue(out_dtype=torch.uint8, output_scale=90.0, output_shift=100.0)
+    conv2d(x, w, padding=SAME, groups=groups, epilogue=epilogue, out=out)
+    assert torch.equal(out, conv2d_ref(near, w, padding=SAME, groups=groups, epilogue=epilogue))
 
 
 X, W = (1, 4, 4, 16), (8, 16, 3, 3)
