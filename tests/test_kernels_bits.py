@@ -8,7 +8,9 @@ from torch import Tensor
 
 from tests.conv_kernels import draw, weight
 from tilefuse.kernels.conv2d import conv2d
+from tilefuse.kernels.convolve import plan_launch
 from tilefuse.kernels.epilogue import Epilogue, Prologue, Residual
+from tilefuse.kernels.layer import pack_conv2d
 
 pytestmark = pytest.mark.thorough
 
@@ -48,6 +50,29 @@ def test_windows_stripes_and_batches_give_the_bits_of_the_whole(inputs, outputs,
     assert torch.equal(torch.cat(stripes, 1), whole)
     # Images of a batch in another order.
     assert torch.equal(run(x.flip(0), w, options), whole.flip(0))
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("inputs", "outputs", "dtype", "options", "why"), LAYERS, ids=[row[4] for row in LAYERS])
+def test_every_image_is_summed_in_one_order(inputs, outputs, dtype, options, why, capability):
+    """Tiles and steps of the sum are chosen by the layer alone: of any size, batch and place in memory."""
+    groups, r = options.get("groups", 1), options.get("shuffle", 1)
+    w = torch.empty(outputs, inputs // groups, 3, 3, device="meta", dtype=dtype)
+    layer = pack_conv2d(w, padding=SAME, groups=groups, shuffle=r)
+    chosen = set()
+    for n, height, width in ((1, 1, 1), (1, 17, 33), (7, 64, 64), (1, 540, 960), (2, 2160, 4096)):
+        x = torch.empty(n, height, width, inputs, device="meta", dtype=dtype)
+        out = torch.empty(n, height * r, width * r, layer.outputs, device="meta", dtype=dtype)
+        launch = plan_launch(x, layer, Prologue(), Epilogue(shuffle=r), out, capability=capability)
+        chosen.add((launch.kernel, launch.config, launch.arguments.get("BK"), launch.arguments.get("FLAT")))
+    assert len(chosen) == 1, why
+
+
+@pytest.mark.parametrize("outputs", [24, 48])
+def test_a_layout_that_descriptors_can_not_address_gives_the_same_bits(outputs):
+    x, w = draw(1, 9, 13, 48, dtype=HALF), weight(outputs, 48, 3, 3, dtype=HALF)
+    apart = draw(1, 9, 13, 51, dtype=HALF)[..., 1:49].copy_(x)
+    assert torch.equal(run(apart, w, {}), run(x, w, {}))
 
 
 def test_bytes_are_the_same_whether_stored_as_words_or_alone():

@@ -165,6 +165,21 @@ def test_a_value_that_is_not_finite_is_seen_behind_a_chain() -> None:
     assert not torch.isfinite(made).all()
 
 
+@pytest.mark.parametrize("edge", [1, 2])
+def test_only_pixels_of_the_image_raise_the_flag(edge: int) -> None:
+    """A tile's positions past the border would see the last row or column through a tap that no pixel has there."""
+    x, w = torch.zeros(1, 3, 5, 8, dtype=HALF), torch.zeros(3, 8, 3, 3, dtype=HALF)
+    x.select(edge, -1).fill_(100.0)
+    w[:, :, edge - 1, 2 - edge] = 2000.0
+    first = Inner(pack_conv2d(torch.eye(8, dtype=HALF)[:, :, None, None].to(DEVICE)))
+    chain, flag = pack_chain([first], pack_conv2d(w.to(DEVICE), padding=SAME)), torch.zeros(1, dtype=torch.int32)
+    epilogue = Epilogue(out_dtype=BYTES, levels=True, flag=flag.to(DEVICE))
+    for image, raised in ((x, 0), (x.flip(edge), 1)):
+        run_chain(image.to(DEVICE), chain, epilogue=epilogue)
+        assert epilogue.flag is not None
+        assert epilogue.flag.item() == raised
+
+
 def test_no_images_give_no_images() -> None:
     inner, last = espcn(HALF)
     assert run_chain(draw(0, 5, 6, 3, dtype=HALF), pack_chain(inner, last), epilogue=Epilogue(shuffle=2)).shape == (

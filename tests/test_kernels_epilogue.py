@@ -43,6 +43,14 @@ def test_prelu_has_one_slope_or_one_a_channel(slopes, shuffle):
     compare(conv2d, conv2d_ref, draw(2, 5, 6, 5), steep(), padding=SAME, epilogue=epilogue)
 
 
+def test_prelu_comes_behind_the_residuals_where_it_is_last():
+    epilogue = Epilogue(
+        bias=BIAS, activation="prelu", slopes=draw(12, seed=5), residuals=(Residual(draw(2, 5, 6, 12, seed=4)),),
+        activation_last=True,
+    )  # fmt: skip
+    compare(conv2d, conv2d_ref, draw(2, 5, 6, 5), steep(), padding=SAME, epilogue=epilogue)
+
+
 @pytest.mark.parametrize("shuffle", [1, 2])
 def test_residuals_are_scaled_one_after_the_other(shuffle):
     size = (2, 5 * shuffle, 7 * shuffle, 12 // shuffle**2)
@@ -153,6 +161,21 @@ def test_a_value_past_half_precision_is_flagged_where_it_would_be_stored():
         assert conv2d(x, w, epilogue=replace(epilogue, flag=None)).unique().tolist() == [255]
 
 
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("columns", [20, 64])
+@pytest.mark.parametrize("edge", [1, 2])
+def test_only_pixels_of_the_image_raise_the_flag(edge, columns, capability):
+    """A tile's positions past the border would see the last row or column through a tap that no pixel has there."""
+    x, w = torch.zeros(2, 4, 5, 16, dtype=HALF), torch.zeros(columns, 16, 3, 3, dtype=HALF)
+    x.select(edge, -1).fill_(100.0)
+    w[:, :, edge - 1, 2 - edge] = 2000.0
+    flag, layer = torch.zeros(1, dtype=torch.int32, device=DEVICE), pack_conv2d(w.to(DEVICE), padding=SAME)
+    epilogue = Epilogue(out_dtype=U8, levels=True, flag=flag)
+    for image, raised in ((x, 0), (x.flip(edge), 1)):
+        run_on(capability, image.to(DEVICE), layer, epilogue)
+        assert flag.item() == raised
+
+
 @pytest.mark.parametrize(
     ("dtype", "shuffle", "outputs", "width", "words"),
     [
@@ -167,6 +190,12 @@ def test_neighbours_are_stored_as_words(dtype, shuffle, outputs, width, words):
     # A slice of a wider buffer has gaps between pixels, so words would overwrite them.
     wider = out.new_empty(*out.shape[:3], layer.outputs + 1)[..., : layer.outputs]
     assert packing(wider, layer) == 1
+
+
+def test_words_begin_at_whole_words():
+    layer, memory = pack_conv2d(weight(48, 16, 3, 3), shuffle=4), torch.empty(4 * 8 * 3 + 4, dtype=U8)
+    places = [memory.as_strided((1, 4, 8, 3), (96, 24, 3, 1), start) for start in (0, 1, 2)]
+    assert [packing(place, layer) for place in places] == [4, 1, 2]
 
 
 @pytest.mark.parametrize("columns", [24, 48, 128])
