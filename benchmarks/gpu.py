@@ -68,11 +68,13 @@ def main(arguments: list[str] | None = None) -> int:
     earlier = _earlier(options.json) if options.only is not None else None
     budget = options.budget if options.budget is not None else math.inf if dry else BUDGET_S
     record = judged(measure(dry, chosen, budget, partial(_save, path=options.json), earlier))
-    print(table(record))
+    for each in record["checks"]:
+        if not each["passed"]:
+            found = "max {max_error:.2e}, rms {rms_error:.2e}, tile equal: {tiled_equal}"
+            print(f"RED: {each['kernel']} {each['dtype']}: {each.get('error') or found.format(**each)}")
     for note in record["notes"]:
         print(note)
-    for kernel in record["red_kernels"]:
-        print(f"RED: {kernel}")
+    print(table(record))
     red = record["red_kernels"] or [row for row in record["networks"] if not row["check"]["passed"]]
     return 1 if red else 0
 

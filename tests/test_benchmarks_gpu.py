@@ -196,7 +196,7 @@ def test_every_step_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_fails_costs_itself_and_the_file_has_the_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, states = tmp_path / "dry.json", list[dict[str, Any]]()
     check, baseline, save = gpu_tasks.check_kernel, gpu_tasks.measure_baseline, gpu._save
@@ -204,7 +204,8 @@ def test_what_fails_costs_itself_and_the_file_has_the_rest(
     def broken(dry: bool, dtype: int, index: int) -> dict[str, Any]:
         if index == 1:
             raise BackendError("no such instruction")
-        return check(dry, dtype, index)
+        wrong = {"max_error": 0.25, "tiled_equal": False, "passed": False} if index == 2 else {}
+        return check(dry, dtype, index) | wrong
 
     def absent(dry: bool, index: int, name: str) -> dict[str, Any]:
         if name == EAGER:
@@ -220,9 +221,12 @@ def test_what_fails_costs_itself_and_the_file_has_the_rest(
     monkeypatch.setattr(gpu, "_save", saved)
     assert gpu.main(["--dry-run", "--json", str(path)]) == 1
     found = states[-1]
-    assert [each["passed"] for each in found["checks"]] == [True, False, True]
+    assert [each["passed"] for each in found["checks"]] == [True, False, False]
+    told = capsys.readouterr().out
+    assert "float16: BackendError: no such instruction" in told
+    assert "RED: span gate float16: max 2.50e-01, rms " in told
     assert found["checks"][1]["error"] == "BackendError: no such instruction"
-    assert len(found["red_kernels"]) == 1
+    assert len(found["red_kernels"]) == 2
     assert [each["kernel"] for each in found["kernels"]] == [found["checks"][i]["kernel"] for i in (0, 2)]
     (row,) = found["networks"]
     assert "median_ms" in row["times"][TRITON]
