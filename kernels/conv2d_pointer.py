@@ -72,8 +72,10 @@ def _conv2d_kernel(
             ok = inside[:, None] & (entry < K)[None, :] & (iy >= 0) & (iy < x_height) & (ix >= 0) & (ix < x_width)
             step = tl.cast(ky, tl.int64) * xh + tl.cast(kx, tl.int64) * xw + channel
             a = tl.load(x_ptr + corner[:, None] + step[None, :], mask=ok, other=0)  # [BM, BK]
-            a = prepare(a, n[:, None], (group * CI + channel)[None, :], ok, scale_ptr, shift_ptr, CI * GROUPS,
-                        input_scale, input_slope, dtype, INTEGER, NORM, INPUT_KIND)  # fmt: skip
+            # Written as a sum where there is one group, it would take registers that sm_100 does not have.
+            member = channel if GROUPS == 1 else group * CI + channel
+            a = prepare(a, n[:, None], member[None, :], ok, scale_ptr, shift_ptr, CI * GROUPS, input_scale,
+                        input_slope, dtype, INTEGER, NORM, INPUT_KIND)  # fmt: skip
             w_ok = (entry < K)[:, None] & (column < COLUMNS)[None, :]
             b = tl.load(w_rows[None, :] + entry[:, None], mask=w_ok, other=0.0)  # [BK, BN]
             acc = tl.dot(a, b.to(dtype), acc, input_precision="ieee")
