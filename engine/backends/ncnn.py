@@ -19,6 +19,7 @@ from tilefuse.emitters.ncnn import NcnnModel, to_ncnn
 from tilefuse.errors import BackendError, DeviceError
 from tilefuse.graph import Graph, Shape
 from tilefuse.model import Model
+from tilefuse.passes import add_before_shuffle
 
 # Reduced storage and arithmetic are on by default; what is not float32 is switched off by name.
 _OFF = (
@@ -83,7 +84,7 @@ class Ncnn:
         if model.graph is None:
             raise BackendError(f"{self.name} needs the model's graph")
         ncnn = load("ncnn")
-        network = to_ncnn(model.graph, *((1, *shape[1:]) for shape in shapes))
+        network = to_ncnn(add_before_shuffle(model.graph), *((1, *shape[1:]) for shape in shapes))
         _require_batches(model.graph, shapes)
         net = ncnn.Net()
         for option in _OFF:

@@ -17,7 +17,7 @@ from tilefuse.backends.pixels import Integers, PixelSession, check_pixels
 from tilefuse.errors import BackendError
 from tilefuse.graph import Shape
 from tilefuse.model import Model
-from tilefuse.passes import widen_narrow_layers
+from tilefuse.passes import add_before_shuffle, widen_narrow_layers
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # A model that runs in its own form may take half precision.
@@ -75,7 +75,8 @@ def _for_device(model: Model, shapes: Sequence[Shape], device: str) -> Model:
     """Give the model to compile."""
     if model.graph is None or device != "cpu":
         return model
-    return replace(model, graph=widen_narrow_layers(model.graph, model.graph.shapes(*shapes)))
+    graph = add_before_shuffle(model.graph)
+    return replace(model, graph=widen_narrow_layers(graph, graph.shapes(*shapes)))
 
 
 def _compiled(source: bytes, device: str, threads: int) -> Any:

@@ -19,7 +19,7 @@ from tilefuse.errors import BackendError
 from tilefuse.graph import Shape
 from tilefuse.machine import cpu_threads, has_bf16
 from tilefuse.model import Model
-from tilefuse.passes import reduce_branches, widen_narrow_layers
+from tilefuse.passes import add_before_shuffle, reduce_branches, widen_narrow_layers
 from tilefuse.passes.exact_input import LEVELS, exact_byte_input
 
 _TYPES: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
@@ -82,7 +82,8 @@ def _for_precision(model: Model, shapes: Sequence[Shape], precision: Precision) 
         return _Form(model, precision)
     # Without the arithmetic the library would compute the branches in float32 and not say so.
     branches = reduce_branches(model.graph, torch.bfloat16) if precision == "bf16" and has_bf16() else None
-    graph = branches or model.graph
+    # The image comes as 0..255 where bf16 is to be exact, and only what resizes it knows that.
+    graph = add_before_shuffle(model.graph) if precision == "fp32" else branches or model.graph
     graph = widen_narrow_layers(graph, graph.shapes(*shapes))
     if precision == "fp32" or branches is not None:
         return _Form(replace(model, graph=graph), "fp32")
