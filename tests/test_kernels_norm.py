@@ -33,9 +33,11 @@ def test_many_chunks_far_from_zero_keep_their_variance() -> None:
     assert (shift + mean * scale).abs().max() < 1e-2
 
 
-def test_chunks_with_other_averages_spread_the_variance() -> None:
-    """A ramp: most of the variance lies between the chunks, where averaging their variances would miss it."""
-    x = image(2, 47, 63, 2) + torch.arange(47.0).view(1, -1, 1, 1)
+@pytest.mark.parametrize(("height", "width", "chunks"), [(47, 63, 3), (190, 180, 34)])
+def test_chunks_with_other_averages_spread_the_variance(height: int, width: int, chunks: int) -> None:
+    """A ramp: most of the variance lies between the chunks, and between those merged at a time, not in them."""
+    assert pick_config(2).chunks(height, width) == chunks
+    x = image(2, height, width, 2) + torch.linspace(0, 46, height).view(1, -1, 1, 1)
     mean, scale, _ = norm_statistics(x, 0, eps=0.0)
     variance, average = torch.var_mean(x.double(), (1, 2), correction=0)
     assert (mean.view(2, 2) - average).abs().max() < 1e-4
