@@ -31,8 +31,9 @@ _notes: weakref.WeakKeyDictionary[Graph, tuple[str, ...]] = weakref.WeakKeyDicti
 class TritonFused:
     """Serves CUDA devices of compute capability 8.0 and newer; under TRITON_INTERPRET=1 it serves the CPU, slowly.
 
-    A session holds one arena and one CUDA graph: its threads take turns. Its result for a pixel does not depend on
-    window, batch or position. An op without a kernel runs through torch inside the same plan.
+    A session holds one arena and one CUDA graph: its threads take turns, and integer pixels of one are copied while
+    another's are computed. Its result for a pixel does not depend on window, batch or position. An op without a kernel
+    runs through torch inside the same plan.
     """
 
     name = "triton_fused"
@@ -118,10 +119,11 @@ class TritonFused:
         if np.dtype(dtype) not in (np.uint8, np.uint16):
             raise BackendError(f"{self.name} takes uint8 and uint16 pixels, not {np.dtype(dtype)}")
         kind = torch.uint8 if np.dtype(dtype) == np.uint8 else torch.uint16
-        bindings = self._bound(model, [shape], device, precision, threads, kind)
+        full = (max(shape[0], 1), *shape[1:])
+        bindings = self._bound(model, [full], device, precision, threads, kind)
         if len(bindings.outputs) != 1 or bindings.outputs[0].ndim != 4:
             raise BackendError(f"{self.name}: {model.name} gives no single image to round to pixels")
-        return TritonPixelSession(bindings, np.dtype(dtype))
+        return TritonPixelSession(bindings, np.dtype(dtype), empty=shape[0] == 0)
 
     def _bound(
         self,
