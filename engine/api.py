@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tilefuse.backends.base import Precision, Session
 from tilefuse.backends.pixels import PixelSession
 from tilefuse.classification import Classification, classify
-from tilefuse.compiling import SessionKey, memory_budget, session_cache
+from tilefuse.compiling import Budget, SessionKey, check_held, session_cache
 from tilefuse.embedding import Embedded, Kind, array_of, swap_channels
 from tilefuse.errors import BackendError
 from tilefuse.execute import Execution, Progress
@@ -61,6 +61,7 @@ class Engine(Embedded):
     options: Options
     candidates: tuple[Serving, ...]
     choices: Choices
+    budget: Budget
     _sessions: SessionCache[SessionKey]
 
     @property
@@ -280,6 +281,10 @@ class Engine(Embedded):
     def _plan(self, height: int, width: int, depth: int, dtype: np.dtype[Any], serving: Serving) -> tuple[Plan, Grid]:
         out_h, out_w = self.footprint.output_size(height, width)
         image_bytes = (height * width + out_h * out_w) * depth * dtype.itemsize
+        if serving.device.startswith("cuda"):
+            # They are this machine's, and the budget the GPU's.
+            check_held(image_bytes, serving.device)
+            image_bytes = 0
         size = (self._subject(height, width, depth, dtype.name).images, height, width)
         return plan_picture(self.model, size, image_bytes, self.request(), serving)
 
@@ -301,8 +306,7 @@ class Engine(Embedded):
 
     def request(self) -> Request:
         """Return what the user asked for, with the memory budget filled in."""
-        request = self.options.request
-        return request if request.memory else replace(request, memory=memory_budget(self.serving.device))
+        return replace(self.options.request, memory=self.budget())
 
     def pixel_session(
         self, serving: Serving, images: int, window: tuple[int, int], dtype: np.dtype[Any], precision: Precision
@@ -355,8 +359,10 @@ def load(
     options = Options.parse(device, backend, precision, tile, halo, schedule, memory, cache_dir, measure_seconds)
     model = load_model(source)
     candidates = choose(model, options)
-    choices = Choices(model, options, candidates)
-    return Engine(model, options, candidates, choices, session_cache(model, candidates[0].device))
+    device = candidates[0].device
+    budget = Budget(device, options.request.memory)
+    choices = Choices(model, options, candidates, budget)
+    return Engine(model, options, candidates, choices, budget, session_cache(model, device, budget))
 
 
 def _offset(progress: Progress, done: int, total: int) -> Progress:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tilefuse.machine import release_memory
+from tilefuse.machine import release_after
 
 if TYPE_CHECKING:
     from tilefuse.execute import Runner
@@ -49,10 +49,10 @@ class Batch(Generic[Tile]):
         filled = [*tiles, *[tiles[-1]] * (self.size - len(tiles))]
         try:
             result, finite = self._make().run(_joined(filled))
-        except MemoryError:
+        except MemoryError as error:
             self._out_of_memory.set()
             self._forget()
-            release_memory()
+            release_after(error)
             return None
         if not finite:
             return None

@@ -261,15 +261,7 @@ def _first(subject: _Subject) -> _First:
     def run() -> float:
         return timed(lambda: results.append(subject.call()))
 
-    device = subject.engine.serving.device
-    if device == "cpu":
-        seconds, peak = peak_growth(run)
-    else:
-        # Of other libraries than torch the device's memory is not told.
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        seconds, peak = run(), None
-        peak = max(0, torch.cuda.max_memory_allocated(device) - before) or None
+    seconds, peak = peak_growth(run, subject.engine.serving.device)
     return _First(seconds, peak, results[0])
 
 

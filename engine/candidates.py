@@ -9,6 +9,7 @@ from math import sqrt
 
 from tilefuse.backends import registry
 from tilefuse.backends.base import Precision
+from tilefuse.backends.pixels import LANES
 from tilefuse.cost import cost_of
 from tilefuse.errors import UsageError
 from tilefuse.machine import cache_bytes, has_bf16
@@ -89,8 +90,13 @@ def precisions(policy: str, dtype: str, device: str) -> tuple[Precision, ...]:
     return ("fp32", *_REDUCED) if has_bf16() else ("fp32",)
 
 
-def thread_splits(backend: str, threads: int) -> tuple[tuple[int, int], ...]:
-    """List (workers, threads of each) that make sense: all threads on one window, and one window for each thread."""
+def thread_splits(backend: str, threads: int, device: str = "cpu") -> tuple[tuple[int, int], ...]:
+    """List (workers, threads of each) that make sense: all threads on one window, and one window for each thread.
+
+    On a GPU a worker's threads compute nothing; a second worker of the backend that has lanes copies meanwhile.
+    """
+    if device.startswith("cuda"):
+        return ((1, threads), (LANES, threads)) if backend == "triton_fused" else ((1, threads),)
     if threads == 1 or backend not in _PARALLEL:
         return ((1, threads),)
     return ((1, threads), (threads, 1))
@@ -104,10 +110,11 @@ def batches(model: Model, backend: str, device: str, cut: Grid) -> tuple[int, ..
     return (1, _BATCH) if work <= _QUICK_FLOPS["cuda" if device.startswith("cuda") else "cpu"] else (1,)
 
 
-def tiles(model: Model, height: int, width: int) -> tuple[int, ...]:
+def tiles(model: Model, height: int, width: int, device: str = "cpu") -> tuple[int, ...]:
     """List tile sizes worth measuring for an image, the whole image first, then those that stay in the cache.
 
-    The largest tile whose activations fit the last-level cache comes first of these, then smaller ones.
+    The largest tile whose activations fit the last-level cache comes first of these, then smaller ones. On a GPU it is
+    the largest that cuts the image: one window is copied while another is computed.
     """
     found = model.geometry()
     if model.graph is None or found.global_ops:
@@ -120,7 +127,7 @@ def tiles(model: Model, height: int, width: int) -> tuple[int, ...]:
         if len(cut) == 1 or computed > _MOST_OVERLAP:
             continue
         live = cost_of(model.graph, input_shapes(model.graph, 1, cut.window)).live_bytes
-        if live <= 2 * cache_bytes():
+        if device.startswith("cuda") or live <= 2 * cache_bytes():
             fitting.append(tile)
     return (0, *_spread(fitting, _TILES))
 

@@ -21,7 +21,7 @@ from tilefuse.execute import Runner, execute
 from tilefuse.memory import ArrayReader, ArrayWriter, PixelReader, Pixels, PixelWriter
 from tilefuse.model import Model
 from tilefuse.pacing import Pace, timing_seconds
-from tilefuse.planner import assumed_factor, input_shapes
+from tilefuse.planner import assumed_factor, calls_held, input_shapes
 from tilefuse.resident import peak_growth
 from tilefuse.runners import FloatRunner, PixelRunner
 from tilefuse.shrinking import ShrinkingRunner
@@ -126,7 +126,7 @@ def _prepared(task: Task, candidate: Candidate, cut: Grid) -> tuple[Entrant, int
         if batch is not None and batch.notes:
             raise CapacityError("; ".join(batch.notes))
 
-    seconds, growth = peak_growth(lambda: (timed(compile_it), timed(run)))
+    seconds, growth = peak_growth(lambda: (timed(compile_it), timed(run)), task.device)
     entered = Measurement(candidate, cut.window)
     return Entrant(entered, run, len(chosen), len(cut) / len(chosen), *seconds, result), growth
 
@@ -136,6 +136,7 @@ def _single(task: Task, candidate: Candidate, cut: Grid, dtype: np.dtype[Any]) -
         lambda window: compiled(task.model, candidate, task.subject.images, window, dtype, task.device),
         cut.window,
         task.model.geometry(),
+        device=task.device,
     )
 
 
@@ -174,7 +175,7 @@ def _live_bytes(task: Task, window: tuple[int, int], candidate: Candidate) -> in
     if graph is None:
         return 0
     live = cost_of(graph, input_shapes(graph, 1, window)).live_bytes
-    return task.subject.images * candidate.workers * candidate.batch * live
+    return task.subject.images * calls_held(candidate.backend, candidate.workers) * candidate.batch * live
 
 
 def _difference(task: Task, cut: Grid, result: Pixels, reference: Tensor, candidate: Candidate) -> Difference | None:

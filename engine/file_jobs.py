@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tilefuse.candidates import thread_splits
+from tilefuse.compiling import memory_budget
 from tilefuse.errors import UsageError
 from tilefuse.execute import Progress
 from tilefuse.images import MAX_PIXELS, Picture, check_output, write_image
@@ -114,7 +115,10 @@ def _streams(engine: Engine, job: StreamJob) -> bool:
     height, width, pixel_bytes = found
     out_h, out_w = engine.footprint.output_size(height, width)
     held = HELD_COPIES * (height * width + out_h * out_w) * pixel_bytes
-    return held > engine.request().memory or height * width > MAX_PIXELS
+    # What a picture holds is this machine's, whatever a GPU may take of its own.
+    device = engine.serving.device
+    budget = memory_budget("cpu") if device.startswith("cuda") else engine.request().memory
+    return held > budget or height * width > MAX_PIXELS
 
 
 def _run_streamed(
@@ -180,7 +184,7 @@ def _one_by_one(serving: Serving) -> Serving:
     Threads that share a window wait for each other at every layer, and the encoder holds now the one up, now the other.
     """
     alone = replace(serving, batch=1)
-    workers, threads = thread_splits(serving.backend, cpu_threads())[-1]
+    workers, threads = thread_splits(serving.backend, cpu_threads(), serving.device)[-1]
     if serving.timed or serving.device != "cpu" or not 1 < workers <= _FEW_PROCESSORS:
         return alone
     return replace(alone, workers=workers, threads=threads)
@@ -188,6 +192,7 @@ def _one_by_one(serving: Serving) -> Serving:
 
 def _with_threads(serving: Serving, threads: int) -> Serving:
     """Go on with as many threads a window as before: with others a library may round in another order."""
-    split = next((s for s in thread_splits(serving.backend, cpu_threads()) if s[1] == threads), None)
+    splits = thread_splits(serving.backend, cpu_threads(), serving.device)
+    split = next((s for s in splits if s[1] == threads), None)
     workers = 1 if split is None else split[0]
     return replace(serving, workers=workers, threads=threads)

@@ -100,12 +100,13 @@ def _unlike_alone(found: Entrant | Measurement, entrants: Sequence[Entrant]) -> 
 
 def _variants(task: Task, leader: Candidate) -> list[Candidate]:
     """List tiles, threads and batches of a backend: the largest tile that stays in the cache, the whole, the others."""
-    sizes = (task.tile,) if task.tile is not None else tiles(task.model, task.subject.height, task.subject.width)
+    size = task.subject.height, task.subject.width
+    sizes = (task.tile,) if task.tile is not None else tiles(task.model, *size, task.device)
     largest = max(sizes)
     listed = []
     for tile in sorted(sizes, key=lambda t: (t != largest, t != 0, -t)):
         cut = grid(task.subject.height, task.subject.width, tile, task.model.geometry())
-        for workers, threads in thread_splits(leader.backend, task.threads):
+        for workers, threads in thread_splits(leader.backend, task.threads, task.device):
             if workers > 1 and tile == 0:
                 continue
             for batch in batches(task.model, leader.backend, task.device, cut):

@@ -78,11 +78,41 @@ def available_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
+def free_memory(device: str) -> int:
+    """Bytes that a process can still take of a GPU, with what torch keeps there unused, or of this machine's RAM."""
+    if not device.startswith("cuda"):
+        return available_memory()
+    import torch
+
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + unused
+
+
 def release_memory() -> None:
     """Give freed memory back to the system where the C library can: allocators keep it, and a budget counts it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def release_device_memory() -> None:
+    """Give what torch keeps of freed GPU memory back to the driver, so that other libraries and processes may have it.
+
+    It waits for the GPU: for where memory ran out, or is measured.
+    """
+    import torch
+
+    torch.cuda.empty_cache()
+
+
+def release_after(error: BaseException) -> None:
+    """Give back what did not fit, once memory ran out: first what the frames of the error and its causes keep."""
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__
+    release_memory()
+    release_device_memory()
 
 
 @lru_cache(maxsize=1)

@@ -41,6 +41,7 @@ def run_windows(
             engine.footprint,
             engine.options.request.halo_px,
             engine.forget,
+            serving.device,
         )
 
     runner = shrinking(serving.precision)

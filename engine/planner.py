@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from tilefuse.backends.base import Precision
+from tilefuse.backends.pixels import LANES
 from tilefuse.cost import cost_of
 from tilefuse.errors import CapacityError, ImageError
 from tilefuse.footprint import Footprint
@@ -25,11 +26,19 @@ WINDOW_OVERHEAD_PX = 2000
 _FACTOR = 2.0
 # ncnn keeps transformed copies of activations in pools: 6.0 was measured for ESPCN x4, 5.6 to 8.0 for Compact x4.
 _FACTORS = {"ncnn": 7.0}
+# Callers of one session take turns at one arena; only their pixels, of two bytes at most, lie there beside each other.
+_ONE_ARENA = ("triton_fused",)
+_STAGED_BYTES = 2
 
 
 def assumed_factor(backend: str) -> float:
     """Return the bytes that a backend is taken to hold for each byte of live activations, before it is measured."""
     return _FACTORS.get(backend, _FACTOR)
+
+
+def calls_held(backend: str, workers: int) -> int:
+    """Return how many of the calls that run at once hold activations of their own."""
+    return 1 if backend in _ONE_ARENA else workers
 
 
 @dataclass(frozen=True)
@@ -258,11 +267,21 @@ def _layout(
         cost_of_one = cost_of(model.graph, input_shapes(model.graph, 1, cut.window))
         live, weights, work = cost_of_one.live_bytes, cost_of_one.weight_bytes, len(cut) * cost_of_one.flops
     window_px = cut.window[0] * cut.window[1]
-    slowdown = CACHE_MISS_FACTOR if live > cache_bytes() else 1.0
+    on_cpu = not serving.device.startswith("cuda")
+    slowdown = CACHE_MISS_FACTOR if on_cpu and live > cache_bytes() else 1.0
     cost = len(cut) * (window_px * slowdown + WINDOW_OVERHEAD_PX)
     at_once = min(serving.workers * serving.batch, len(cut))
-    peak_bytes = int(at_once * (serving.memory_factor * live + held_per_px * window_px)) + weights + image_bytes
+    computed = min(calls_held(serving.backend, serving.workers) * serving.batch, len(cut))
+    held = computed * serving.memory_factor * live + at_once * held_per_px * window_px
+    if serving.backend in _ONE_ARENA:
+        held += LANES * min(serving.batch, len(cut)) * window_px * _staged_bytes_per_px(model)
+    peak_bytes = int(held) + weights + image_bytes
     return Layout(cut, tile, work, peak_bytes, cost, _measured_seconds(serving, tile, len(cut), window_px))
+
+
+def _staged_bytes_per_px(model: Model) -> float:
+    taken, given = model.image_channels
+    return _STAGED_BYTES * (taken + given * float(model.geometry().scale) ** 2)
 
 
 def _measured_seconds(serving: Serving, tile: int, windows: int, window_px: int) -> float | None:

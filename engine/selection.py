@@ -18,7 +18,7 @@ from threading import Lock
 import torch
 
 from tilefuse.candidates import allowed_backends
-from tilefuse.compiling import memory_budget
+from tilefuse.compiling import Budget
 from tilefuse.cost_model import predicted_image_seconds
 from tilefuse.latent_measurement import measure_latents
 from tilefuse.machine import cpu_name, cpu_threads
@@ -48,7 +48,10 @@ class Choice:
 class Choices:
     """The choices of one engine. Safe to ask from many threads; what is being measured is waited for."""
 
-    def __init__(self, model: Model, options: Options, predicted: tuple[Serving, ...]) -> None:
+    def __init__(
+        self, model: Model, options: Options, predicted: tuple[Serving, ...], budget: Budget | None = None
+    ) -> None:
+        self._budget = budget or Budget(predicted[0].device, options.request.memory)
         self._model = model
         self._options = options
         self._predicted = predicted
@@ -121,7 +124,7 @@ class Choices:
             policy=self._options.precision,
             tile=self._options.request.tile,
             threads=cpu_threads(),
-            memory=self._options.request.memory or memory_budget(self._predicted[0].device),
+            memory=self._budget(),
             budget_s=seconds,
         )
         found = measure(task) if self._model.footprint is not None else measure_latents(task)

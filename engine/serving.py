@@ -28,7 +28,7 @@ def choose(model: Model, options: Options) -> tuple[Serving, ...]:
         UsageError: no backend has that name, or one in TILEFUSE_BACKENDS.
         BackendError: the named backend, or none, can serve; each is listed with its reason.
     """
-    device = _device(options.device)
+    device = device_of(options.device)
     # Leaving fp32 needs a check of the result that only measuring gives, so auto stays exact.
     precision: Precision = "fp32" if options.precision == "auto" else options.precision
     allowed = allowed_backends(options.backend)
@@ -64,7 +64,12 @@ def _predicted(model: Model, backend: str, precision: Precision) -> float:
     return seconds + predicted_compile_seconds(model, backend) / _NOMINAL_RUNS
 
 
-def _device(asked: str) -> str:
+def device_of(asked: str) -> str:
+    """Name the device that an option means: `auto` is a GPU where there is one.
+
+    Raises:
+        BackendError: a GPU was asked for, and there is none.
+    """
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if asked.startswith("cuda") and not torch.cuda.is_available():

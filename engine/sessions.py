@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from threading import Lock
 from typing import Generic, TypeVar
 
@@ -13,12 +14,30 @@ from tilefuse.backends.pixels import PixelSession
 Key = TypeVar("Key")
 
 
-class SessionCache(Generic[Key]):
-    """Compiles a session at its first use and keeps the last few; two threads never compile the same one twice."""
+@dataclass(frozen=True)
+class Room(Generic[Key]):
+    """Memory that idle sessions hold: about how much each, how much all may, and what gives it back."""
 
-    def __init__(self, compile_session: Callable[[Key], Session | PixelSession], capacity: int = 4) -> None:
+    held_bytes: Callable[[Key], int]
+    limit: Callable[[], int]
+    release: Callable[[], None]
+
+
+class SessionCache(Generic[Key]):
+    """Compiles a session at its first use and keeps the last few; two threads never compile the same one twice.
+
+    With `room`, older sessions are given up before one is compiled that would not fit beside them.
+    """
+
+    def __init__(
+        self,
+        compile_session: Callable[[Key], Session | PixelSession],
+        capacity: int = 4,
+        room: Room[Key] | None = None,
+    ) -> None:
         self._compile = compile_session
         self._capacity = capacity
+        self._room = room
         self._lock = Lock()
         self._sessions: OrderedDict[Key, Session | PixelSession] = OrderedDict()
 
@@ -26,11 +45,23 @@ class SessionCache(Generic[Key]):
         """Return the session for `key`, compiling it when it is not there."""
         with self._lock:
             if key not in self._sessions:
+                self._make_room(key)
                 self._sessions[key] = self._compile(key)
             self._sessions.move_to_end(key)
             while len(self._sessions) > self._capacity:
                 self._sessions.popitem(last=False)
             return self._sessions[key]
+
+    def _make_room(self, key: Key) -> None:
+        if self._room is None:
+            return
+        free = self._room.limit() - self._room.held_bytes(key) - sum(map(self._room.held_bytes, self._sessions))
+        given_up = False
+        while free < 0 and self._sessions:
+            free += self._room.held_bytes(self._sessions.popitem(last=False)[0])
+            given_up = True
+        if given_up:
+            self._room.release()
 
     def forget(self, unwanted: Callable[[Key], bool]) -> None:
         """Give up the sessions that `unwanted` tells, so that their memory is free once nobody runs them."""

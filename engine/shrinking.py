@@ -7,6 +7,7 @@ stays finished. Parts as small as the first that fitted are kept for the windows
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from tilefuse.errors import CapacityError
 from tilefuse.execute import Runner
 from tilefuse.footprint import Footprint
-from tilefuse.machine import available_memory, format_bytes, release_memory
+from tilefuse.machine import format_bytes, free_memory, release_after
 from tilefuse.tiling import Grid, grid
 
 MOST_SHRINKS = 4
@@ -29,7 +30,7 @@ class ShrinkingRunner(Generic[Tile]):
     """Runs windows of one shape, in parts of half the edge after each time that memory ran out.
 
     `make` compiles for a window shape and `forget` gives up what was compiled for one. `halo_px` replaces the exact
-    halo. Safe to use from several threads at once.
+    halo; `device` is whose memory runs out. Safe to use from several threads at once.
     """
 
     def __init__(
@@ -39,13 +40,16 @@ class ShrinkingRunner(Generic[Tile]):
         footprint: Footprint,
         halo_px: int | None = None,
         forget: Callable[[tuple[int, int]], None] = lambda _: None,
+        device: str = "cpu",
     ) -> None:
         self._make = make
         self._window = window
         self._footprint = footprint
         self._halo_px = halo_px
         self._forget = forget
-        self._lock = threading.Lock()
+        self._device = device
+        self._lock = threading.Condition()
+        self._running: Counter[int] = Counter()
         self._shrinks = 0
         self._failed: list[tuple[int, int]] = []
 
@@ -63,11 +67,20 @@ class ShrinkingRunner(Generic[Tile]):
             CapacityError: memory ran out in the smallest parts too.
         """
         while True:
-            shrinks = self._shrinks
+            with self._lock:
+                shrinks = self._shrinks
+                self._running[shrinks] += 1
             try:
                 return self._run_parts(tile, shrinks)
             except MemoryError as error:
-                self._shrink(shrinks, error)
+                failed = error
+            finally:
+                with self._lock:
+                    self._running[shrinks] -= 1
+                    self._lock.notify_all()
+            self._shrink(shrinks, failed)
+            # It keeps this frame, which keeps it.
+            del failed
 
     def crop(self, result: Tile, rows: slice, columns: slice) -> Tile:
         """Cut a piece out of a window or of its result."""
@@ -75,27 +88,29 @@ class ShrinkingRunner(Generic[Tile]):
         return cut
 
     def _shrink(self, shrinks: int, error: MemoryError) -> None:
-        """Go on with smaller parts, unless another thread has said so already."""
+        """Go on with smaller parts, unless another thread has said so already; those that run larger ones end first."""
         with self._lock:
-            if self._shrinks > shrinks:
-                return
-            shape = self._cut(shrinks).window
-            self._failed.append(shape)
-            self._forget(shape)
-            release_memory()
-            # A deep halo leaves a window as it is for a step or two.
-            further = range(shrinks + 1, MOST_SHRINKS + 1)
-            smaller = next((count for count in further if self._cut(count).window != shape), None)
-            if smaller is None:
-                raise CapacityError(self._refusal(error)) from error
-            self._shrinks = smaller
+            if self._shrinks == shrinks:
+                shape = self._cut(shrinks).window
+                self._failed.append(shape)
+                # A deep halo leaves a window as it is for a step or two.
+                further = range(shrinks + 1, MOST_SHRINKS + 1)
+                smaller = next((count for count in further if self._cut(count).window != shape), None)
+                self._forget(shape)
+                if smaller is None:
+                    release_after(error)
+                    raise CapacityError(self._refusal(error)) from error
+                self._shrinks = smaller
+            self._lock.wait_for(lambda: not any(self._running[count] for count in range(self._shrinks)))
+        release_after(error)
 
     def _refusal(self, error: MemoryError) -> str:
         reach = self._footprint.global_ops
         why = f"; it can't be cut smaller: {reach[0]} sees all of it" if reach and self._halo_px is None else ""
+        where = "in this machine" if self._device == "cpu" else f"on {self._device}"
         return (
-            f"memory ran out in windows of {_listed(self._failed)}, with {format_bytes(available_memory())} free in "
-            f"this machine ({error}){why}. Allow less with memory=, take a smaller tile, or free some memory"
+            f"memory ran out in windows of {_listed(self._failed)}, with {format_bytes(free_memory(self._device))} "
+            f"free {where} ({error}){why}. Allow less with memory=, take a smaller tile, or free some memory"
         )
 
     def _cut(self, shrinks: int) -> Grid:

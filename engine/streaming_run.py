@@ -130,14 +130,8 @@ def run_streamed(
         held = planes.held_bytes_per_px(network.model.geometry().scale, info.dtype.itemsize)
         serving, made, grid = _settled(
             network.choose(info, recorded),
-            lambda serving: plan(
-                network.model,
-                (len(planes.groups), info.height, info.width),
-                0,
-                request,
-                serving,
-                held,
-                _kept_back,
+            lambda serving: _planned(
+                network.model, (len(planes.groups), info.height, info.width), request, serving, held
             ),
             lambda serving, window: _compiled(network, serving, planes, info, window, serving.precision),
         )
@@ -166,6 +160,15 @@ def _kept_back(memory: int) -> int:
     return _reader_bytes(memory) + min(_ENCODER_BYTES, memory // 4)
 
 
+def _planned(
+    model: Model, size: tuple[int, int, int], request: Request, serving: Serving, held_per_px: float
+) -> tuple[Plan, Grid]:
+    """Plan windows of a raster; a budget of a GPU's memory has nothing in it of what this machine's holds."""
+    if serving.device.startswith("cuda"):
+        return plan(model, size, 0, request, serving)
+    return plan(model, size, 0, request, serving, held_per_px, _kept_back)
+
+
 def _settled(
     servings: Sequence[Serving],
     planned: Callable[[Serving], tuple[Plan, Grid]],
@@ -178,7 +181,7 @@ def _settled(
         made, grid = planned(serving)
         if made.workers < min(serving.workers, len(grid)):
             # There is memory for one window at a time alone: it gets all threads.
-            serving = replace(serving, workers=1, threads=serving.workers * serving.threads)
+            serving = replace(serving, workers=1, threads=_all_threads(serving))
             made, grid = planned(serving)
         try:
             compiled(serving, grid.window)
@@ -190,6 +193,11 @@ def _settled(
         else:
             return serving, made, grid
     raise BackendError("; ".join(failed))
+
+
+def _all_threads(serving: Serving) -> int:
+    """Add up the threads of all workers; those of a GPU's don't share the processors out between them."""
+    return serving.threads if serving.device.startswith("cuda") else serving.workers * serving.threads
 
 
 def _run(
@@ -316,7 +324,7 @@ def _runner(work: Work, precision: Precision) -> ShrinkingRunner[Any]:
         return _compiled(network, work.serving, work.planes, work.info, window, precision)
 
     geometry = network.model.geometry()
-    return ShrinkingRunner(compiled, work.grid.window, geometry, network.halo_px, network.forget)
+    return ShrinkingRunner(compiled, work.grid.window, geometry, network.halo_px, network.forget, work.serving.device)
 
 
 def _compiled(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from torch import nn
 
@@ -232,3 +233,18 @@ def test_help_names_every_option() -> None:
     text = CliRunner().invoke(cli.cli, ["bench", "--help"]).output
     for option in ("--size", "--backends", "--precision", "--rounds", "--json"):
         assert option in text
+
+
+def test_the_growth_on_a_gpu_is_what_torch_took_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told of a stand-in."""
+    told = {"held": 100, "peak": 100}
+    for name, value in {
+        "empty_cache": lambda: told.update(held=40, peak=100),
+        "reset_peak_memory_stats": lambda _: told.update(peak=told["held"]),
+        "memory_reserved": lambda _: told["held"],
+        "max_memory_reserved": lambda _: told["peak"],
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    assert peak_growth(lambda: told.update(peak=90) or 7, "cuda:0") == (7, 50)
+    # A library with an allocator of its own took none of torch's.
+    assert peak_growth(lambda: 7, "cuda") == (7, None)

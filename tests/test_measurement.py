@@ -11,7 +11,7 @@ from torch import nn
 
 import tilefuse
 from tests.measuring import CLOCK, FakeBackend, FakeSession, backends, small_model
-from tilefuse import candidates
+from tilefuse import candidates, finals
 from tilefuse.backends import registry
 from tilefuse.backends.base import Precision, Session
 from tilefuse.calibration import picture
@@ -131,6 +131,21 @@ def test_tiles_and_threads_worth_trying(model: Model) -> None:
     assert thread_splits("openvino", 2) == ((1, 2), (2, 1))
     assert thread_splits("ncnn", 2) == ((1, 2),)
     assert thread_splits("openvino", 1) == ((1, 1),)
+
+
+def test_a_gpu_is_given_windows_that_are_copied_beside_each_other(model: Model) -> None:
+    assert thread_splits("triton_fused", 4, "cuda:0") == ((1, 4), (2, 4))
+    assert thread_splits("triton_fused", 1, "cuda") == ((1, 1), (2, 1))
+    assert thread_splits("triton_fused", 4, "cpu") == ((1, 4),)
+    assert thread_splits("torch_eager", 4, "cuda") == thread_splits("onnxruntime", 4, "cuda") == ((1, 4),)
+    # Not what fits the processor's cache.
+    listed = tiles(model, 2048, 2048, "cuda")
+    assert listed == (0, 1024, 512, 256)
+    leader = candidates.Candidate("triton_fused", "fp16", 4)
+    asked = task(model, device="cuda", threads=4, subject=Subject(1, 2048, 2048, "uint8"))
+    variants = finals._variants(asked, leader)
+    assert {(v.workers, v.threads) for v in variants if v.tile} == {(1, 4), (2, 4)}
+    assert {(v.workers, v.threads) for v in variants if not v.tile} == {(1, 4)}
 
 
 def test_all_the_libraries_of_this_machine(model: Model) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tilefuse.cost import weight_bytes
 from tilefuse.errors import CapacityError, ImageError
 from tilefuse.machine import parse_bytes
 from tilefuse.model import Model
@@ -161,3 +162,32 @@ def test_what_a_backend_was_not_measured_to_hold_is_assumed_of_it(local: Model) 
     assert peak("torch_eager") == pytest.approx(weights + 2 * live, abs=1)
     assert peak("ncnn") == pytest.approx(weights + 7 * live, abs=1)
     assert peak("ncnn", 3.0) == pytest.approx(weights + 3 * live, abs=1)
+
+
+def test_callers_of_one_arena_share_it_and_add_their_pixels(local: Model) -> None:
+    """Two workers of the Triton backend hold one arena; the lanes are there for one worker as well."""
+    request = Request(tile=128, memory=1 << 40)
+
+    def peak(backend: str, workers: int, batch: int = 1) -> int:
+        serving = Serving(backend, "cuda", "fp16", (), workers=workers, batch=batch)
+        return plan(local, (1, 1000, 1000), 0, request, serving)[0].peak_bytes
+
+    assert peak("triton_fused", 2) == peak("triton_fused", 1)
+    assert peak("onnxruntime", 2) > 1.9 * peak("onnxruntime", 1)
+    made, cut = plan(local, (1, 1000, 1000), 0, request, Serving("triton_fused", "cuda", "fp16", (), workers=2))
+    assert made.workers == 2
+    height, width = cut.window
+    taken, given = local.image_channels
+    lane = 2 * height * width * (taken + given * int(local.geometry().scale) ** 2)
+    assert peak("triton_fused", 1) == peak("torch_eager", 1) + 2 * lane
+    assert peak("triton_fused", 2, batch=3) > 2.9 * (peak("torch_eager", 1) - weight_bytes(local.graph)) + 6 * lane
+
+
+def test_the_processors_cache_is_none_of_a_gpus(local: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tilefuse.planner.cache_bytes", lambda: 1 << 26)
+    tiles = [
+        plan(local, (1, 2000, 2000), 0, Request(memory=1 << 40), Serving("torch_eager", device, "fp32", ()))[0].tile
+        for device in ("cuda", "cpu")
+    ]
+    assert tiles[0] == 0
+    assert tiles[1] > 0

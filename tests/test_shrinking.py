@@ -198,3 +198,39 @@ def test_integers_are_put_together_too(found: Footprint) -> None:
     assert finite
     assert np.array_equal(result, tile.repeat(2, 1).repeat(2, 2))
     assert forgotten[0] == (20, 24)
+
+
+def test_smaller_windows_wait_for_the_larger_ones_under_way(found: Footprint, graph: Graph) -> None:
+    """One thread's window does not fit beside another's: what that one holds is free before a smaller one begins."""
+    began, failed = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    class Large:
+        def run(self, *inputs: Tensor) -> list[Tensor]:
+            if not began.is_set():
+                began.set()
+                assert failed.wait(30)
+                # Time for the other thread to go on too early.
+                failed.clear()
+                failed.wait(0.2)
+                order.append("large ends")
+                return graph.evaluate(*inputs)
+            raise MemoryError
+
+    class Small:
+        def run(self, *inputs: Tensor) -> list[Tensor]:
+            order.append("small")
+            return graph.evaluate(*inputs)
+
+    def make(shape: tuple[int, int]) -> FloatRunner:
+        return FloatRunner(Large() if shape == (20, 20) else Small())
+
+    runner: ShrinkingRunner[Tensor] = ShrinkingRunner(make, (20, 20), found, forget=lambda _: failed.set())
+    first = threading.Thread(target=runner.run, args=(torch.rand(1, 1, 20, 20),))
+    first.start()
+    assert began.wait(30)
+    image = torch.rand(1, 1, 20, 20)
+    assert torch.equal(runner.run(image)[0], graph.evaluate(image)[0])
+    first.join()
+    assert order[0] == "large ends"
+    assert set(order[1:]) == {"small"}

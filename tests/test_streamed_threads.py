@@ -27,6 +27,12 @@ SERVING = Serving("openvino", "cpu", "fp32", (), batch=4)
         (SERVING, 16, (1, 0, 1)),
         (replace(SERVING, backend="torch_eager"), 2, (1, 0, 1)),
         (replace(SERVING, device="cuda"), 2, (1, 0, 1)),
+        (replace(SERVING, backend="triton_fused", device="cuda"), 2, (1, 0, 1)),
+        (
+            replace(SERVING, backend="triton_fused", device="cuda", timed=(Timed(0, 1, 1.0),), workers=2, threads=8),
+            2,
+            (2, 8, 1),
+        ),
         (replace(SERVING, timed=(Timed(0, 1, 1.0),), threads=2), 2, (1, 2, 1)),
     ],
 )
@@ -49,6 +55,11 @@ def test_one_window_at_a_time_gets_all_threads() -> None:
     serving, _, _ = _settled([replace(SERVING, workers=4, threads=1)], planned, lambda serving, window: None)
     assert (serving.workers, serving.threads) == (1, 4)
     assert asked == [(4, 1), (1, 4)]
+    # Those of a GPU's workers compute nothing.
+    serving, _, _ = _settled(
+        [replace(SERVING, device="cuda", workers=2, threads=8)], planned, lambda serving, window: None
+    )
+    assert (serving.workers, serving.threads) == (1, 8)
 
 
 def test_a_job_goes_on_with_the_threads_it_was_begun_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from tilefuse.backends.base import Backend, Precision
@@ -16,7 +17,11 @@ from tilefuse.model import Model
 
 # Divisible by the usual strides and shuffle factors.
 _NOMINAL_SIZE = 96
-_OUT_OF_MEMORY = ("out of memory", "bad_alloc", "not enough memory", "allocate memory", "failed to allocate")
+_OUT_OF_MEMORY = (
+    *("out of memory", "bad_alloc", "not enough memory", "allocate memory", "failed to allocate"),
+    # cuBLAS and cuDNN
+    *("alloc_failed", "allocation_failed"),
+)
 
 # How OpenVINO's errors begin, before they come to the point.
 _PREAMBLE = ("Exception from", "Check '", "FrontEnd API", "Model wasn't", "-- ", "While validating")
@@ -49,7 +54,8 @@ def first_line(error: BaseException) -> str:
 
 def failure(backend: str, error: BaseException) -> Exception:
     """Name an error raised by a library while running: MemoryError where memory ran out, DeviceError otherwise."""
-    if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
+    full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if full or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
         return MemoryError(f"{backend} ran out of memory: {first_line(error)}")
     return DeviceError(f"{backend} failed while running: {first_line(error)}")
 

@@ -20,6 +20,9 @@ from tilefuse.model import Model
 # Floats converted at once: they stay in the cache from one step to the next, which is three times as fast.
 _PASS_BYTES = 4 << 20
 
+# Callers that one session on a GPU serves at once: one's pixels are copied while another's are computed. A third waits.
+LANES = 2
+
 Integers: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 
 

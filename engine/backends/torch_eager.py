@@ -61,7 +61,7 @@ class TorchEager:
 class TorchSession:
     """A callable on tensors of one device, type and layout, and the constants it may return.
 
-    Inputs may lie on any device; outputs are on the session's.
+    Where the inputs lie, the outputs do.
     """
 
     backend: str
@@ -80,7 +80,8 @@ class TorchSession:
             with torch.no_grad(), guard:
                 placed = [x.to(self.device, self.dtype, memory_format=self.layout(x)) for x in inputs]
                 outputs = [leaf for leaf in _pytree.tree_leaves(self.call(*placed)) if isinstance(leaf, Tensor)]
-                return _owned(outputs, [*inputs, *placed, *self.constants])
+                owned = _owned(outputs, [*inputs, *placed, *self.constants])
+                return [result.to(inputs[0].device if inputs else self.device) for result in owned]
         except (RuntimeError, MemoryError) as error:
             raise failure(self.backend, error) from error
 

@@ -19,13 +19,15 @@ import tilefuse
 from tilefuse.api import Engine, Report
 from tilefuse.commands.inputs import Pair, pair_files
 from tilefuse.commands.progress import Pixels
+from tilefuse.compiling import memory_budget
 from tilefuse.errors import ImageError, TilefuseError, UsageError
 from tilefuse.images import Picture, quiet_decoders, read_image
 from tilefuse.images.outputs import shown
 from tilefuse.interruptible import THREAD_NAME
 from tilefuse.job_files import JobFiles
-from tilefuse.machine import available_memory, parse_bytes
+from tilefuse.machine import parse_bytes
 from tilefuse.planner import Plan
+from tilefuse.serving import device_of
 
 SOME_FAILED = 7
 
@@ -98,7 +100,8 @@ def _shared(load: Mapping[str, str | float | None], jobs: int) -> dict[str, str 
     if jobs == 1:
         return dict(load)
     given = load.get("memory")
-    memory = available_memory() // 2 if given is None else parse_bytes(str(given))
+    device = device_of(str(load.get("device") or "auto"))
+    memory = memory_budget(device) if given is None else parse_bytes(str(given))
     return {**load, "memory": memory // jobs}
 
 

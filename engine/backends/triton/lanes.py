@@ -16,11 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tilefuse.backends.pixels import LANES
 from tilefuse.graph import Shape
 from tilefuse.kernels.image_store import empty_pixels
-
-# One copies while another computes; a third caller waits for one of them.
-LANES = 2
 
 
 class Streams(Protocol):

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from tilefuse.backends.library import check_inputs, failure
-from tilefuse.backends.pixels import Integers, check_pixels
+from tilefuse.backends.pixels import LANES, Integers, check_pixels
 from tilefuse.backends.precision import exact_fp32
 from tilefuse.backends.triton.lanes import (
-    LANES,
     AtOnce,
     CudaStreams,
     Lane,
