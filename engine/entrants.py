@@ -76,6 +76,8 @@ def enter_in_time(
     reason = refusal(task, candidate)
     if reason is None and not must and not pace.allows(entering_s + predicted[1] + timing_seconds(entrants)):
         reason = f"not measured: too little time to compile it and run it (about {entering_s:.1f} s)"
+    if reason is None and not must and not _fits_beside(task, candidate, entrants):
+        reason = "not measured: the memory allowed does not hold it beside the others"
     if reason is not None:
         return Measurement(candidate, (0, 0), reason=reason)
     return pace.step(entering_s, lambda: enter(task, candidate, reference))
@@ -167,6 +169,18 @@ def _memory_factor(task: Task, window: tuple[int, int], candidate: Candidate, gr
         return None
     largest = _LARGEST_EXCESS * assumed_factor(candidate.backend)
     return min(largest, max(1.0, (growth - weight_bytes(task.model.graph)) / live))
+
+
+def _fits_beside(task: Task, candidate: Candidate, entrants: Sequence[Entrant]) -> bool:
+    """Tell whether a GPU's memory holds what takes part and one more: all are timed in turns, and keep their arenas."""
+    if not task.device.startswith("cuda"):
+        return True
+    cut = grid(task.subject.height, task.subject.width, candidate.tile, task.model.geometry())
+    there = [(e.measurement.candidate, e.measurement.window) for e in entrants]
+    held = sum(
+        _live_bytes(task, window, c) * assumed_factor(c.backend) for c, window in (*there, (candidate, cut.window))
+    )
+    return held <= task.memory
 
 
 def _live_bytes(task: Task, window: tuple[int, int], candidate: Candidate) -> int:

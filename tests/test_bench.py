@@ -239,6 +239,7 @@ def test_the_growth_on_a_gpu_is_what_torch_took_of_it(monkeypatch: pytest.Monkey
     """Told of a stand-in."""
     told = {"held": 100, "peak": 100}
     for name, value in {
+        "init": lambda: None,
         "empty_cache": lambda: told.update(held=40, peak=100),
         "reset_peak_memory_stats": lambda _: told.update(peak=told["held"]),
         "memory_reserved": lambda _: told["held"],

@@ -16,10 +16,12 @@ from tilefuse.backends import registry
 from tilefuse.backends.base import Precision, Session
 from tilefuse.calibration import picture
 from tilefuse.candidates import allowed_backends, precisions, thread_splits, tiles
+from tilefuse.cost import cost_of
 from tilefuse.cost_model import predicted_image_seconds
 from tilefuse.errors import UsageError
 from tilefuse.measurement import Measurement, Subject, Task, measure, measured_table
 from tilefuse.model import Model
+from tilefuse.planner import input_shapes
 from tilefuse.source import load_model
 
 
@@ -203,3 +205,16 @@ def test_what_is_measured_with_has_shading_and_noise_wherever_a_patch_is_cut(cha
     # Even noise has a deviation of 74; what lies between is a photograph's.
     assert (spread[noisy] > 65).all()
     assert np.median(spread[~noisy]) < 50
+
+
+def test_a_gpu_holds_all_that_are_measured_at_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"b{n}" for n in range(4)]
+    backends(monkeypatch, *(FakeBackend(name) for name in names))
+    monkeypatch.setattr("tilefuse.entrants.peak_growth", lambda call, _: (call(), None))
+    assert model.graph is not None
+    live = cost_of(model.graph, input_shapes(model.graph, 1, (40, 60))).live_bytes
+    for device, measured in (("cuda", 2), ("cpu", 4)):
+        found = measure(task(model, device=device, backends=names, policy="fp32", memory=int(2 * 2.0 * live) + 1))
+        assert sum(m.seconds is not None for m in found) == measured
+        late = [m for m in found if m.seconds is None]
+        assert all(m.reason == "not measured: the memory allowed does not hold it beside the others" for m in late)
