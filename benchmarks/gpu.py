@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import gpu_overlap
 from benchmarks import gpu_tasks as tasks
 from benchmarks.gpu_clock import Ceilings
 from benchmarks.gpu_nets import Net
@@ -152,6 +153,7 @@ def _timings(dry: bool, chosen: list[int], kernels: list[tuple[int, str]]) -> li
         quick = [name for name in BASELINES if name != COMPILED]
         made += [Step(nets[i].name, tasks.measure_baseline, (dry, i, name), NET_S) for name in quick]
     made += [Step(name, tasks.time_kernel, (dry, i), KERNEL_S) for i, name in kernels]
+    made += gpu_overlap.steps(dry) if kernels else []
     small_first = sorted(chosen, key=lambda i: sum(each.numel() for each in nets[i].module().parameters()))
     made += [Step(nets[i].name, tasks.measure_baseline, (dry, i, COMPILED), COMPILE_S) for i in small_first]
     return made
@@ -172,7 +174,9 @@ def _take_check(record: Row, rows: dict[int, Row], step: Step, outcome: Outcome)
 
 
 def _take_time(record: Row, rows: dict[int, Row], step: Step, outcome: Outcome) -> None:
-    if step.function is tasks.ceilings:
+    if step.function in gpu_overlap.STEPS:
+        gpu_overlap.take(record, step, outcome)
+    elif step.function is tasks.ceilings:
         record["ceilings"] = outcome.result or {}
         shown = outcome.error or "{copy_gb_s:.0f} GB/s, {half_tflop_s:.0f} TFLOP/s".format(**outcome.result)
         print(f"ceilings: {shown}", flush=True)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.gpu_clock import Clock, CudaClock, HostClock
+from benchmarks.gpu_record import Row
+from benchmarks.gpu_steps import NO_TIME, Outcome, Step
 from tilefuse.backends.pixels import LANES, Integers
 from tilefuse.backends.triton_fused import TritonFused
 from tilefuse.capture import from_module
@@ -29,8 +30,8 @@ from tilefuse.runners import PixelRunner
 from tilefuse.shrinking import ShrinkingRunner
 from tilefuse.tiling import Grid, grid
 
-Row = dict[str, Any]
 CALLERS = (1, LANES)
+STEP_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ JOBS = (
     Job("ESPCN x4 3840x2160", lambda: ESPCN(4), (2160, 3840), 512, 512 << 20, 5),
     Job("Compact 64x16 x4 1920x1080", SRVGGNetCompact, (1080, 1920), 256, 512 << 20, 5),
 )
-TINY = (Job("ESPCN tiny", lambda: ESPCN(2, features=(8, 4)), (13, 17), 8, 92 << 10, 1),)
+TINY = (Job("ESPCN tiny", lambda: ESPCN(2, features=(4, 4)), (8, 40), 16, 70 << 10, 1),)
 
 
 def overlap(dry: bool, index: int) -> Row:
@@ -101,6 +102,25 @@ def budget(dry: bool, index: int) -> Row:
         **row, "windows": len(cut), "budget_bytes": job.memory, "planned_bytes": made.peak_bytes,
         "growth_bytes": growth, "notes": list(notes),
     }  # fmt: skip
+
+
+STEPS = (overlap, budget)
+
+
+def steps(dry: bool) -> list[Step]:
+    """List the jobs to run, alone on the device."""
+    jobs = [(function, i) for function in STEPS for i in range(len(_jobs(dry)))]
+    return [Step(f"{function.__name__} {_jobs(dry)[i].name}", function, (dry, i), STEP_S) for function, i in jobs]
+
+
+def take(record: Row, step: Step, outcome: Outcome) -> None:
+    """Enter a job among the record's checks; one that failed is red, one that there was no time for is noted."""
+    if outcome.error == NO_TIME:
+        record["notes"].append(f"{step.name}: not run, {NO_TIME}")
+        return
+    row = outcome.result or {**_check(step.name, False), "error": outcome.error}
+    record["checks"].append(row)
+    print(f"{row['kernel']}: {row}", flush=True)
 
 
 def _run(cut: Grid, runner: Runner[Integers], image: Integers, callers: int) -> tuple[NDArray[np.uint8], float]:

@@ -25,7 +25,7 @@ def peak_growth(call: Callable[[], Result], device: str = "cpu") -> tuple[Result
     if device.startswith("cuda"):
         import torch
 
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         release_device_memory()
         torch.cuda.reset_peak_memory_stats(device)
         held = torch.cuda.memory_reserved(device)

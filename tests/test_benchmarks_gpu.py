@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_kernels, gpu_runners, gpu_table, gpu_tasks
+from benchmarks import gpu, gpu_kernels, gpu_overlap, gpu_runners, gpu_table, gpu_tasks
 from benchmarks.gpu_clock import Ceilings, HostClock, Timing
 from benchmarks.gpu_nets import NETS, TINY
 from benchmarks.gpu_plain import plain_subjects
@@ -164,6 +164,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(gpu_tasks, "DRY", one)
     monkeypatch.setattr(gpu_tasks, "plain_subjects", lambda: plain_subjects()[:1])
     monkeypatch.setattr(gpu, "run_steps", here)
+    monkeypatch.setattr(gpu_overlap, "TINY", ())
     yield
     for kept in (gpu_tasks._subjects, gpu_tasks._graph, gpu_tasks._clock):
         kept.cache_clear()

@@ -298,7 +298,7 @@ def test_kernels_serve_several_threads_and_no_images() -> None:
         TritonFused().compile_pixels(model, (count, 3, 4, 5), kind, device="cpu", precision="fp32", threads=1)
         for count in (1, 0)
     )
-    given = list(np.random.default_rng(0).integers(0, 256, (6, 1, 4, 5, 3), np.uint8))
+    given = list(np.random.default_rng(0).integers(0, 256, (3, 1, 4, 5, 3), np.uint8))
     serial = [session.run(pixels)[0] for pixels in given]
     with ThreadPoolExecutor(3) as pool:
         together = [made for made, _ in pool.map(session.run, given)]
