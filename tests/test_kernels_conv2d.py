@@ -46,6 +46,11 @@ def test_shapes_agree_with_torch(size, kernel, options, why):
     compare(conv2d, conv2d_ref, draw(*size), weight(*kernel), **options)
 
 
+def test_groups_go_through_a_pixel_shuffle():
+    x, w = draw(1, 3, 4, 10), weight(24, 5, 3, 3)
+    compare(conv2d, conv2d_ref, x, w, padding=SAME, groups=2, epilogue=Epilogue(bias=draw(24, seed=3), shuffle=2))
+
+
 @pytest.mark.parametrize("dtype", [HALF, BF16])
 @pytest.mark.parametrize(("inputs", "outputs"), [(16, 24), (48, 48), (16, 130), (3, 20), (24, 3)], ids=lambda n: str(n))
 def test_half_types_agree_with_torch(inputs, outputs, dtype):
