@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import zlib
 from pathlib import Path
 
@@ -47,29 +46,6 @@ def test_smooth_samples_take_less_space_by_their_differences(tmp_path: Path) -> 
     pytest.importorskip("isal")
     ramp = np.add.outer(np.arange(300) * 7, np.arange(520) * 5).astype(np.uint8)[..., None]
     assert encoded(ramp, tmp_path).stat().st_size < ramp.size // 20
-
-
-def test_tiles_come_in_order_and_few_are_held() -> None:
-    taken: list[int] = []
-    first = threading.Event()
-
-    def tiles() -> object:
-        for number in range(60):
-            taken.append(number)
-            yield np.full((2, 2), number, np.uint8)
-
-    def pack(tile: np.ndarray) -> bytes:
-        if tile[0, 0] == 0:
-            first.wait(10)
-        return tile.tobytes()
-
-    packing = deflate.packed(tiles(), pack)
-    releasing = threading.Timer(0.1, first.set)
-    releasing.start()
-    assert next(packing) == bytes(4)
-    assert len(taken) < 30
-    assert list(packing) == [bytes([number] * 4) for number in range(1, 60)]
-    releasing.join()
 
 
 def test_checksums_are_crc_32_with_and_without_isal(monkeypatch: pytest.MonkeyPatch) -> None:

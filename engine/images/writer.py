@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from tilefuse.images.jpeg_writer import write_jpeg
 from tilefuse.images.metadata import exif_texts, exif_with_resolution
 from tilefuse.images.modes import full_scale
 from tilefuse.images.outputs import check_output, output_format, replacing
@@ -99,11 +100,9 @@ def _write_tiff(stream: BinaryIO, picture: Picture) -> None:
 
 
 def _write_jpeg(stream: BinaryIO, picture: Picture) -> None:
-    given: dict[str, Any] = {"icc_profile": picture.icc, "exif": picture.exif}
-    if picture.dpi is not None and max(picture.dpi) <= _JPEG_DPI:
-        given["dpi"] = picture.dpi
-    # 4:4:4: halved chroma would undo what the network added to coloured edges.
-    _pillow_image(picture).save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0, **_present(given))
+    dpi = None if picture.dpi is None or max(picture.dpi) > _JPEG_DPI else picture.dpi
+    # Colour at full resolution: halved it would undo what the network added to coloured edges.
+    write_jpeg(stream, picture.pixels, quality=JPEG_QUALITY, icc=picture.icc, dpi=dpi, exif=picture.exif)
 
 
 def _write_webp(stream: BinaryIO, picture: Picture) -> None:
@@ -124,7 +123,7 @@ def _pillow_image(picture: Picture) -> Image.Image:
     if picture.alpha is not None:
         pixels = np.concatenate((pixels, picture.alpha[..., None]), axis=2)
     height, width, depth = pixels.shape
-    # Image.fromarray paints its image black before it copies, which takes half as long as encoding a JPEG.
+    # Image.fromarray paints its image black before it copies.
     image = Image.new(_MODES[depth], (width, height), None)
     image.frombytes(np.ascontiguousarray(pixels).data)
     return image

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from tilefuse.interruptible import THREAD_NAME
 from tilefuse.storage.base import Array
 
 
@@ -24,9 +21,6 @@ def _library() -> Any:
 
 isal_zlib = _library()
 _LEVEL = 1
-_THREADS = 2
-# Tiles that are being packed or wait to be written; one that takes long must not hold the others up.
-_AHEAD = 16
 
 
 def crc32(data: memoryview) -> int:
@@ -50,15 +44,3 @@ def tile_packer(dtype: np.dtype[Any]) -> Callable[[Array], bytes] | None:
         return bytes(isal_zlib.compress(differences.data, _LEVEL))
 
     return pack
-
-
-def packed(tiles: Iterator[Array], pack: Callable[[Array], bytes]) -> Iterator[bytes]:
-    """Pack tiles in threads and give them in order."""
-    waiting: deque[Future[bytes]] = deque()
-    with ThreadPoolExecutor(_THREADS, f"{THREAD_NAME}-pack") as pool:
-        for tile in tiles:
-            waiting.append(pool.submit(pack, tile))
-            if len(waiting) > _AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

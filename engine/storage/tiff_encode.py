@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from tilefuse.images.metadata import exif_texts
+from tilefuse.ordered import in_order
 from tilefuse.storage.base import Array, Raster, RasterInfo
-from tilefuse.storage.deflate import packed, tile_packer
+from tilefuse.storage.deflate import tile_packer
 from tilefuse.storage.flat import disk_errors
 from tilefuse.storage.pyramid import level_count, levels
 
 TILE_PX = 256
 _BAND_BYTES = 16 << 20
+_THREADS = 2
 # Classic TIFF has 32-bit offsets; directories and incompressible samples need some room below.
 BIG_BYTES = 3_900_000_000
 _CODECS: dict[str, tuple[str | None, dict[str, int] | None]] = {
@@ -82,7 +84,7 @@ def encode_tiff(
         "predictor": codec is not None,
         "metadata": None,
         "software": False,
-        "maxworkers": 2,
+        "maxworkers": _THREADS,
         "buffersize": _BAND_BYTES,
     }
     nested = level_count(info.height, info.width) if pyramid and metadata.ome else None
@@ -96,7 +98,7 @@ def encode_tiff(
 
     def data(level: Raster, described: RasterInfo) -> Iterator[Array] | Iterator[bytes]:
         tiles = _tiles(level, described, check)
-        return tiles if pack is None else packed(tiles, pack)
+        return tiles if pack is None else in_order(tiles, pack, _THREADS)
 
     with (
         disk_errors("the result"),
