@@ -70,16 +70,3 @@ def test_metadata_is_written_once_even_where_it_looks_like_a_marker(monkeypatch:
     with Image.open(io.BytesIO(data)) as image:
         assert (image.info["icc_profile"], image.info["dpi"]) == (profile, (300, 150))
         np.testing.assert_array_equal(np.asarray(image), at_once(pixels))
-
-
-def test_rows_are_asked_for_before_they_are_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jpeg_writer, "_STRIP_PIXELS", 1)
-    final, pixels = noise((43, 30, 3), "uint8"), np.zeros((43, 30, 3), np.uint8)
-    asked: list[int] = []
-
-    def ready(rows: int) -> None:
-        asked.append(rows)
-        pixels[:rows] = final[:rows]
-
-    np.testing.assert_array_equal(decoded(written(pixels, ready=ready)), at_once(final))
-    assert asked == [8, 16, 24, 32, 40, 43]

@@ -51,8 +51,8 @@ def test_a_failure_half_way_leaves_what_was_there(
     kind = writer.output_format(name)
     real = writer._ENCODERS[kind]
 
-    def failing(stream: Any, given: Picture) -> None:
-        real(stream, given)
+    def failing(*given: Any) -> None:
+        real(*given)
         raise error
 
     monkeypatch.setitem(writer._ENCODERS, kind, failing)

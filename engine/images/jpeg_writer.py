@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
+from tilefuse.images.rows import ALL_ROWS, Rows
 from tilefuse.machine import cpu_threads
 from tilefuse.ordered import in_order
 
@@ -38,28 +39,27 @@ def write_jpeg(
     icc: bytes | None = None,
     dpi: tuple[float, float] | None = None,
     exif: bytes | None = None,
-    ready: Callable[[int], None] = lambda _: None,
+    rows: Rows = ALL_ROWS,
 ) -> None:
     """Write uint8 `pixels` [H, W, 1 or 3], colour at full resolution (4:4:4).
 
-    `exif` starts with b"Exif\\0\\0"; `dpi` is in dots per inch. `ready(rows)` returns once the first `rows` rows are
-    what they are to be.
+    `exif` starts with b"Exif\\0\\0"; `dpi` is in dots per inch; `rows` tells which pixels are there.
     """
     height, width, _ = pixels.shape
     across = -(-width // _BLOCK_PX)
     block_rows = max(1, min(_STRIP_PIXELS // (_BLOCK_PX * width), _MAX_INTERVAL // across))
-    rows = _BLOCK_PX * block_rows
+    strip_rows = _BLOCK_PX * block_rows
     options: dict[str, Any] = {"quality": quality, "subsampling": 0}
     described = {"icc_profile": icc, "dpi": dpi, "exif": exif, "restart_marker_rows": block_rows}
     described = {name: value for name, value in described.items() if value is not None}
 
     def tops() -> Iterator[int]:
-        for top in range(0, height, rows):
-            ready(min(top + rows, height))
+        for top in range(0, height, strip_rows):
+            rows.wait(min(top + strip_rows, height))
             yield top
 
     def encoded(top: int) -> bytes:
-        return _encoded(pixels[top : top + rows], options if top else options | described)
+        return _encoded(pixels[top : top + strip_rows], options if top else options | described)
 
     for number, data in enumerate(in_order(tops(), encoded, min(_THREADS, cpu_threads()))):
         start = _scan_start(data)
@@ -68,6 +68,7 @@ def write_jpeg(
         else:
             stream.write(bytes((0xFF, 0xD0 + (number - 1) % 8)))
         stream.write(memoryview(data)[start : -len(_EOI)])
+        rows.passed(min((number + 1) * strip_rows, height))
     stream.write(_EOI)
 
 

@@ -15,6 +15,7 @@ from tilefuse.images.modes import full_scale
 from tilefuse.images.outputs import check_output, output_format, replacing
 from tilefuse.images.picture import Picture
 from tilefuse.images.png_writer import write_png
+from tilefuse.images.rows import ALL_ROWS, Rows
 from tilefuse.images.tiff_writer import write_tiff
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -25,33 +26,38 @@ _JPEG_DPI = 65535
 _STRIP_PIXELS = 1 << 22
 
 
-def write_image(path: str | os.PathLike[str], picture: Picture, *, overwrite: bool = False) -> tuple[str, ...]:
+def write_image(
+    path: str | os.PathLike[str], picture: Picture, *, overwrite: bool = False, rows: Rows = ALL_ROWS
+) -> tuple[str, ...]:
     """Write a picture as PNG, JPEG, WebP or TIFF and return notes on what the format could not keep.
 
     TIFF keeps everything but EXIF's exposure and place, PNG everything but float (rounded to 16 bits); JPEG (quality
-    95, 4:4:4) and WebP (lossless) are 8-bit, and JPEG shows transparent pictures on white.
+    95, 4:4:4) and WebP (lossless) are 8-bit, and JPEG shows transparent pictures on white. `rows` tells which pixels
+    are there already; PNG and JPEG are written as they come.
 
     Raises:
         UsageError: as `check_output` does.
     """
     check_output(path, overwrite=overwrite, size=(picture.width, picture.height))
     kind = output_format(path)
-    picture, notes = _fitted(picture, kind)
+    picture, notes = _fitted(picture, kind, rows)
     with replacing(path, overwrite=overwrite) as stream:
-        _ENCODERS[kind](stream, picture)
+        _ENCODERS[kind](stream, picture, rows)
     return notes
 
 
-def _fitted(picture: Picture, kind: str) -> tuple[Picture, tuple[str, ...]]:
+def _fitted(picture: Picture, kind: str, rows: Rows) -> tuple[Picture, tuple[str, ...]]:
     """Return the picture as `kind` can hold it, and notes on what was given up."""
     notes = []
     if kind == "JPEG" and picture.alpha is not None:
+        rows.wait(picture.height)
         if (picture.alpha != picture.full_scale).any():
             notes.append("JPEG has no transparency: composited on white")
         picture = replace(picture, pixels=_on_white(picture.pixels, picture.alpha), alpha=None)
     dtype = picture.pixels.dtype
     target = {"JPEG": np.uint8, "WebP": np.uint8, "PNG": np.uint16 if dtype == np.float32 else dtype.type}.get(kind)
     if target is not None and dtype != target:
+        rows.wait(picture.height)
         bits = 8 * np.dtype(target).itemsize
         notes.append(f"{kind} holds no {dtype}: rounded to {bits} bits{', clipped to 0..1' * (dtype.kind == 'f')}")
         alpha = picture.alpha
@@ -91,21 +97,23 @@ def _strips(values: Array) -> list[slice]:
     return [slice(top, top + rows) for top in range(0, values.shape[0], rows)]
 
 
-def _write_png(stream: BinaryIO, picture: Picture) -> None:
-    write_png(stream, picture.pixels, picture.alpha, icc=picture.icc, dpi=picture.dpi, exif=picture.exif)
+def _write_png(stream: BinaryIO, picture: Picture, rows: Rows) -> None:
+    write_png(stream, picture.pixels, picture.alpha, icc=picture.icc, dpi=picture.dpi, exif=picture.exif, rows=rows)
 
 
-def _write_tiff(stream: BinaryIO, picture: Picture) -> None:
+def _write_tiff(stream: BinaryIO, picture: Picture, rows: Rows) -> None:
+    rows.wait(picture.height)
     write_tiff(stream, picture.pixels, picture.alpha, icc=picture.icc, dpi=picture.dpi, exif=picture.exif)
 
 
-def _write_jpeg(stream: BinaryIO, picture: Picture) -> None:
+def _write_jpeg(stream: BinaryIO, picture: Picture, rows: Rows) -> None:
     dpi = None if picture.dpi is None or max(picture.dpi) > _JPEG_DPI else picture.dpi
     # Colour at full resolution: halved it would undo what the network added to coloured edges.
-    write_jpeg(stream, picture.pixels, quality=JPEG_QUALITY, icc=picture.icc, dpi=dpi, exif=picture.exif)
+    write_jpeg(stream, picture.pixels, quality=JPEG_QUALITY, icc=picture.icc, dpi=dpi, exif=picture.exif, rows=rows)
 
 
-def _write_webp(stream: BinaryIO, picture: Picture) -> None:
+def _write_webp(stream: BinaryIO, picture: Picture, rows: Rows) -> None:
+    rows.wait(picture.height)
     given: dict[str, Any] = {"icc_profile": picture.icc, "exif": picture.exif}
     if picture.dpi is not None:
         given["exif"] = exif_with_resolution(picture.exif, picture.dpi)
