@@ -24,6 +24,7 @@ from tilefuse.execute import Execution, Progress
 from tilefuse.file_jobs import Report, run_job
 from tilefuse.footprint import Footprint
 from tilefuse.generation import generate, interpolate, latent_inputs
+from tilefuse.held_encoding import Encode, run_and_encode
 from tilefuse.images import (
     Picture,
     picture_from_array,
@@ -38,7 +39,7 @@ from tilefuse.masks import Mask, MaskLike, mask_of
 from tilefuse.measurement import Subject
 from tilefuse.model import Model
 from tilefuse.options import MEASURE_SECONDS, Options
-from tilefuse.picture_windows import run_windows, runner_of
+from tilefuse.picture_windows import run_jobs, runner_of
 from tilefuse.planner import Plan, Request, Serving
 from tilefuse.reconstruction import reconstruct
 from tilefuse.row_planner import plan_picture
@@ -235,27 +236,34 @@ class Engine(Embedded):
         mask: Mask | None = None,
     ) -> tuple[Picture, Plan, Execution]:
         """Run a picture: colour, then alpha; `mask` is true in holes."""
+        holes, jobs, settled = self._settle(picture, mask)
+        if on_plan is not None:
+            on_plan(settled[0])
+        jobs, execution = run_jobs(self, jobs, *settled, progress)
+        return assemble(picture, jobs, self.scale, holes), settled[0], execution
+
+    def encode_picture(
+        self,
+        picture: Picture,
+        encode: Encode,
+        *,
+        progress: Progress | None = None,
+        on_plan: Callable[[Plan], None] | None = None,
+        mask: Mask | None = None,
+    ) -> tuple[Plan, Execution]:
+        """Run a picture as `run_picture` does and call `encode(result, rows)`.
+
+        That may be in another thread and before the result is computed: `rows` tells how far it is.
+        """
+        holes, jobs, settled = self._settle(picture, mask)
+        if on_plan is not None:
+            on_plan(settled[0])
+        return settled[0], run_and_encode(self, picture, jobs, settled, holes, progress, encode)
+
+    def _settle(self, picture: Picture, mask: Mask | None) -> tuple[Mask | None, list[Job], tuple[Plan, Grid, Serving]]:
+        """Plan a picture for the first candidate that compiles its window."""
         self.model.geometry()
         holes = holes_of(picture, self.model.image_channels, mask)
-        made, grid, serving, jobs = self._settle(picture, holes)
-        if on_plan is not None:
-            on_plan(made)
-        total = len(grid) * len(jobs)
-        runs = []
-        for position, job in enumerate(jobs):
-            step = progress and _offset(progress, position * len(grid), total)
-            runs.append(run_windows(self, job, made, grid, serving, step))
-        execution = Execution(
-            total,
-            sum(run.seconds for run in runs),
-            sum(run.compute_seconds for run in runs),
-            sum(run.rerun_fp32 for run in runs),
-            tuple(dict.fromkeys(note for run in runs for note in run.notes)),
-        )
-        return assemble(picture, jobs, self.scale, holes), made, execution
-
-    def _settle(self, picture: Picture, holes: Mask | None) -> tuple[Plan, Grid, Serving, list[Job]]:
-        """Plan a picture for the first candidate that compiles its window."""
         depth = picture.pixels.shape[2] + (picture.alpha is not None)
         # With a mask, the network is given a copy.
         depth += 0 if holes is None else MASKED_CHANNELS[0]
@@ -265,17 +273,18 @@ class Engine(Embedded):
             with_reasons = replace(serving, why=(*serving.why, *failed))
             made, grid = self._plan(picture.height, picture.width, depth, picture.pixels.dtype, with_reasons)
             jobs = picture_jobs(picture, self.model.image_channels, grid.output, holes)
+            settled = holes, jobs, (made, grid, serving)
             if made.rows:
-                return made, grid, serving, jobs
+                return settled
             try:
                 runner_of(self, jobs[0], grid.window, serving, serving.precision, made.batch)
             except BackendError as error:
                 failed.append(f"{serving.backend} can't compile this window: {error}")
             except MemoryError:
                 # Smaller windows are what running it comes to.
-                return made, grid, serving, jobs
+                return settled
             else:
-                return made, grid, serving, jobs
+                return settled
         raise BackendError("; ".join(failed))
 
     def _plan(self, height: int, width: int, depth: int, dtype: np.dtype[Any], serving: Serving) -> tuple[Plan, Grid]:
@@ -363,8 +372,3 @@ def load(
     budget = Budget(device, options.request.memory)
     choices = Choices(model, options, candidates, budget)
     return Engine(model, options, candidates, choices, budget, session_cache(model, device, budget))
-
-
-def _offset(progress: Progress, done: int, total: int) -> Progress:
-    """Report the progress of one job as part of several."""
-    return lambda step, _: progress(done + step, total)

@@ -14,6 +14,7 @@ from tilefuse.compiling import memory_budget
 from tilefuse.errors import UsageError
 from tilefuse.execute import Progress
 from tilefuse.images import MAX_PIXELS, Picture, check_output, write_image
+from tilefuse.images.rows import Rows
 from tilefuse.interruptible import run_interruptibly
 from tilefuse.journal import Header
 from tilefuse.machine import cpu_threads
@@ -90,8 +91,12 @@ def _run_held(
         if on_plan is not None:
             on_plan(made)
 
-    result, made, execution = engine.run_picture(picture, progress=progress, on_plan=check_plan, mask=mask)
-    notes = (*picture.notes, *execution.notes, *write_image(path, result, overwrite=job.overwrite))
+    lost: list[str] = []
+
+    def encode(result: Picture, rows: Rows) -> None:
+        lost.extend(write_image(path, result, overwrite=job.overwrite, rows=rows))
+
+    made, execution = engine.encode_picture(picture, encode, progress=progress, on_plan=check_plan, mask=mask)
     return Report(
         input=job.source,
         output=path,
@@ -101,7 +106,7 @@ def _run_held(
         compute_seconds=execution.compute_seconds,
         seconds=time.perf_counter() - started,
         approximate=not made.exact,
-        notes=notes,
+        notes=(*picture.notes, *execution.notes, *lost),
     )
 
 

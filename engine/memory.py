@@ -91,6 +91,17 @@ class PixelWriter:
         self._pixels[:, y.core_start : y.core_stop, x.core_start : x.core_stop] = core
 
 
+class PixelKeeper:
+    """Keeps cores as they come, for an image of one window."""
+
+    def __init__(self) -> None:
+        self.cores: dict[Window, Integers] = {}
+
+    def write(self, window: Window, core: Integers) -> None:
+        """Keep one core."""
+        self.cores[window] = core
+
+
 def _take(pixels: Pixels, span: Span, size: int, axis: int) -> Pixels:
     """Cut a span out of one axis, reflecting where it passes the end."""
     if span.stop <= size:

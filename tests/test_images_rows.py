@@ -14,13 +14,15 @@ from tilefuse.images import Picture, jpeg_writer, png_writer, write_image
 class Growing:
     """Rows that appear when they are waited for, and are lost when they are passed."""
 
-    def __init__(self, pixels: np.ndarray, final: np.ndarray) -> None:
+    def __init__(self, pixels: np.ndarray, final: np.ndarray, folder: Path) -> None:
         self.pixels, self.final = pixels, final
+        self.folder, self.files = folder, sorted(folder.iterdir())
         self.there = self.gone = 0
         self.asked: list[int] = []
 
     def wait(self, rows: int) -> None:
         assert 0 < rows <= len(self.final)
+        assert sorted(self.folder.iterdir()) == self.files, "a file waits for rows"
         self.asked.append(rows)
         self.pixels[self.there : rows] = self.final[self.there : rows]
         self.there = max(self.there, rows)
@@ -51,7 +53,7 @@ def test_rows_are_read_when_they_are_there(
     final = noise((43, 30, 3), dtype)
     write_image(tmp_path / f"whole_{name}", Picture(final))
     pixels = np.zeros_like(final)
-    rows = Growing(pixels, final)
+    rows = Growing(pixels, final, tmp_path)
     write_image(tmp_path / name, Picture(pixels), rows=rows)
     assert (tmp_path / name).read_bytes() == (tmp_path / f"whole_{name}").read_bytes()
     assert rows.asked[: len(asked)] == asked
@@ -63,7 +65,7 @@ def test_alpha_is_laid_on_white_once_all_of_it_is_there(tmp_path: Path) -> None:
     final, alpha = noise((43, 30, 3), "uint8"), noise((43, 30), "uint8")
     write_image(tmp_path / "whole.jpg", Picture(final, alpha))
     pixels = np.zeros_like(final)
-    write_image(tmp_path / "x.jpg", Picture(pixels, alpha), rows=Growing(pixels, final))
+    write_image(tmp_path / "x.jpg", Picture(pixels, alpha), rows=Growing(pixels, final, tmp_path))
     assert (tmp_path / "x.jpg").read_bytes() == (tmp_path / "whole.jpg").read_bytes()
 
 
@@ -77,5 +79,5 @@ def test_rows_that_will_not_come_leave_nothing_behind(tmp_path: Path, name: str)
 
     final = noise((43, 30, 3), "uint8")
     with pytest.raises(KeyError, match="no more"):
-        write_image(tmp_path / name, Picture(np.zeros_like(final)), rows=Failing(np.zeros_like(final), final))
+        write_image(tmp_path / name, Picture(np.zeros_like(final)), rows=Failing(np.zeros_like(final), final, tmp_path))
     assert list(tmp_path.iterdir()) == []

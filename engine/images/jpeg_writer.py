@@ -85,7 +85,7 @@ def _encoded(strip: Array, options: dict[str, Any]) -> bytes:
 def _scan_start(data: bytes) -> int:
     """Return where the coded blocks begin: after the header of the one scan."""
     place = _segment(data, _SOS)
-    return place + 2 + struct.unpack_from(">H", data, place + 2)[0]
+    return place + 2 + int(struct.unpack_from(">H", data, place + 2)[0])
 
 
 def _with_height(header: bytes, height: int) -> bytes:

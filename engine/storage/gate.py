@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Collection
 
 from tilefuse.storage.base import Array, Raster
 from tilefuse.storage.tiff_encode import CancelledError
-from tilefuse.tiling import Grid
+from tilefuse.tiling import Grid, Window
 
 _STEP_SECONDS = 0.05
 
@@ -44,6 +45,10 @@ class RowGate:
         with self._changed:
             self._missing[index // self._columns] -= 1
             self._changed.notify_all()
+
+    def stored(self, window: Window) -> None:
+        """Note that a window is finished."""
+        self.finished(bisect_right(self._stops, window.y.core_start) * self._columns)
 
     def close(self) -> None:
         """Wake who waits: the job has failed, and no more rows will come."""
