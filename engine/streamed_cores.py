@@ -49,7 +49,7 @@ class FinishedWindows:
     def store(self, window: Window, block: Array) -> None:
         """Store the samples [h, w, bands] of one core."""
         y, x = window.y, window.x
-        self.raster.write(y.core_start, x.core_start, block)
+        block = self.raster.write(y.core_start, x.core_start, block)
         index = self._rows[y.core_start] * len(self._columns) + self._columns[x.core_start]
         self._journal.window(index, crc32(block.data))
         self._stored(index)
@@ -113,7 +113,7 @@ class PixelCores:
 
     def write(self, window: Window, core: Integers) -> None:
         """Store one core."""
-        self._finished.store(window, np.ascontiguousarray(core[0]))
+        self._finished.store(window, core[0])
 
 
 class RasterCores:

@@ -20,7 +20,7 @@ from tilefuse.job_files import JobFiles, remove
 from tilefuse.journal import Header, History, Journal, differences, peek
 from tilefuse.machine import release_memory
 from tilefuse.model import Model
-from tilefuse.planner import Plan, Request, Serving, plan
+from tilefuse.planner import Plan, Request, Serving
 from tilefuse.runners import FloatRunner, PixelRunner
 from tilefuse.shrinking import ShrinkingRunner
 from tilefuse.storage import check_target, encode, open_raster
@@ -30,6 +30,7 @@ from tilefuse.storage.flat import check_free_space, disk_errors
 from tilefuse.storage.gate import GatedRaster, RowGate
 from tilefuse.storage.registry import Target, encodes_rows, unfinished_raster
 from tilefuse.storage.tiff_encode import CancelledError
+from tilefuse.streamed_budget import kept_bytes, planned_windows, reader_bytes
 from tilefuse.streamed_cores import FinishedWindows, PixelCores, RasterCores, verified
 from tilefuse.streamed_encoding import beside
 from tilefuse.streamed_job import (
@@ -46,9 +47,6 @@ from tilefuse.tiling import Grid
 
 Result = TypeVar("Result")
 
-# What the encoders hold: a few rows of tiles each.
-_ENCODER_BYTES = 64 << 20
-_CACHE_BYTES = 64 << 20
 _LIBRARIES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "ncnn": "ncnn"}
 
 
@@ -69,7 +67,10 @@ class Network:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """A planned job: `info` is the input as interpreted, `result` what comes out."""
+    """A planned job: `info` is the input as interpreted, `result` what comes out.
+
+    `kept_bytes` of finished cores may wait in memory for the encoder.
+    """
 
     job: StreamJob
     network: Network
@@ -81,6 +82,7 @@ class Work:
     planes: Planes
     plan: Plan
     grid: Grid
+    kept_bytes: int
     cancelled: Callable[[], bool]
 
 
@@ -119,7 +121,7 @@ def run_streamed(
         )
     files = JobFiles(job.output)
     check_names(job, files)
-    reader = open_raster(job.source, job.output.absolute().parent, _reader_bytes(request.memory))
+    reader = open_raster(job.source, job.output.absolute().parent, reader_bytes(request.memory))
     try:
         info = interpreted(reader.info, job)
         recorded = peek(files.journal) if job.resume else None
@@ -130,11 +132,13 @@ def run_streamed(
         held = planes.held_bytes_per_px(network.model.geometry().scale, info.dtype.itemsize)
         serving, made, grid = _settled(
             network.choose(info, recorded),
-            lambda serving: _planned(
+            lambda serving: planned_windows(
                 network.model, (len(planes.groups), info.height, info.width), request, serving, held
             ),
             lambda serving, window: _compiled(network, serving, planes, info, window, serving.precision),
         )
+        kept = kept_bytes(job, made)
+        made = replace(made, peak_bytes=made.peak_bytes + kept)
         result = result_info(info, planes, made, job)
         check_result(job, result, made)
         if on_plan is not None:
@@ -142,31 +146,13 @@ def run_streamed(
         header = _header(job, network, serving, made, planes, cancelled)
         with disk_errors("the journal"):
             journal = Journal(files.journal)
-        work = Work(job, network, serving, files, reader, info, result, planes, made, grid, cancelled)
+        work = Work(job, network, serving, files, reader, info, result, planes, made, grid, kept, cancelled)
         try:
             return _run(work, journal, header, progress, on_encode)
         finally:
             journal.close()
     finally:
         reader.close()
-
-
-def _reader_bytes(memory: int) -> int:
-    return min(_CACHE_BYTES, memory // 8)
-
-
-def _kept_back(memory: int) -> int:
-    """Bytes of a budget that are the reader's and the encoder's."""
-    return _reader_bytes(memory) + min(_ENCODER_BYTES, memory // 4)
-
-
-def _planned(
-    model: Model, size: tuple[int, int, int], request: Request, serving: Serving, held_per_px: float
-) -> tuple[Plan, Grid]:
-    """Plan windows of a raster; a budget of a GPU's memory has nothing in it of what this machine's holds."""
-    if serving.device.startswith("cuda"):
-        return plan(model, size, 0, request, serving)
-    return plan(model, size, 0, request, serving, held_per_px, _kept_back)
 
 
 def _settled(
@@ -217,7 +203,7 @@ def _run(
     try:
         there = os.stat(descriptor).st_blocks * 512
         check_free_space(job.output.absolute().parent, disk_bytes(job, result) - there)
-        raster = unfinished_raster(descriptor, job.output.suffix.lower(), result, grid)
+        raster = unfinished_raster(descriptor, job.output.suffix.lower(), result, grid, work.kept_bytes)
         done = verified(raster, grid, history.windows, work.cancelled)
         execution = Execution(0, 0.0, 0.0, 0)
         if len(done) < len(grid) or not history.encoded or not os.path.lexists(files.encoded):
@@ -246,6 +232,7 @@ def _compute_and_encode(
     gate = RowGate(work.grid, done, work.cancelled)
 
     def reached(row: int) -> None:
+        raster.passed(row)
         files.begin_flush()
         if on_encode is not None:
             on_encode(row, height)

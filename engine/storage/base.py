@@ -98,8 +98,8 @@ class Raster(Protocol):
 class RasterWriter(Protocol):
     """Takes finished windows in any order and holds none of them."""
 
-    def write(self, y: int, x: int, block: Array) -> None:
-        """Store [h, w, bands] with its first pixel at (y, x)."""
+    def write(self, y: int, x: int, block: Array) -> Array:
+        """Store [h, w, bands] with its first pixel at (y, x) and return its samples in one piece."""
         ...
 
     def finish(self) -> None:

@@ -44,10 +44,14 @@ class FlatRaster:
                 self._fill(block[row], y0 + row, x0)
         return block.astype(self.dtype.newbyteorder("="), copy=False)
 
-    def write(self, y: int, x: int, block: Array) -> None:
-        """Store [h, w, bands] at (y, x). Raises CapacityError when the disk is full."""
+    def write(self, y: int, x: int, block: Array) -> Array:
+        """Store [h, w, bands] at (y, x) and return its samples in one piece.
+
+        Raises CapacityError when the disk is full.
+        """
         height, width, _ = block.shape
-        view = np.ascontiguousarray(block, self.dtype).data.cast("B")
+        whole: Array = np.ascontiguousarray(block, self.dtype)
+        view = whole.data.cast("B")
         # Rows of the raster's own width follow one another in the file.
         rows, row_bytes = (1, len(view)) if width == self.shape[1] else (height, len(view) // height)
         stride = self.shape[1] * self.shape[2] * self.dtype.itemsize
@@ -56,6 +60,10 @@ class FlatRaster:
             for row in range(rows):
                 write_from(view[row * row_bytes : (row + 1) * row_bytes], self.descriptor, position)
                 position += stride
+        return whole
+
+    def passed(self, rows: int) -> None:
+        """Hear that rows have been read; they are in the file."""
 
     def finish(self) -> None:
         """Flush to the disk."""

@@ -194,10 +194,15 @@ def encode(target: Target, suffix: str, output: Path) -> None:
             raise UsageError(f"{suffix} is no output format; use one of {', '.join((*FORMATS, *RASTER_SUFFIXES))}")
 
 
-def unfinished_raster(descriptor: int, suffix: str, info: RasterInfo, grid: Grid) -> UnfinishedRaster:
-    """Lay an unfinished result out in an open file: an .npy result is that file, all others are encoded from it."""
+def unfinished_raster(
+    descriptor: int, suffix: str, info: RasterInfo, grid: Grid, kept_bytes: int = 0
+) -> UnfinishedRaster:
+    """Lay an unfinished result out in an open file: an .npy result is that file, all others are encoded from it.
+
+    For the encoder up to `kept_bytes` of finished cores stay in memory.
+    """
     if suffix != ".npy":
-        return CellRaster(descriptor, grid, info.bands, info.dtype)
+        return CellRaster(descriptor, grid, info.bands, info.dtype, kept_bytes)
     prefix = npy_header((info.height, info.width, info.bands), info.dtype)
     with disk_errors("the unfinished result"):
         os.pwrite(descriptor, prefix, 0)

@@ -98,7 +98,8 @@ def encode_tiff(
 
     def data(level: Raster, described: RasterInfo) -> Iterator[Array] | Iterator[bytes]:
         tiles = _tiles(level, described, check)
-        return tiles if pack is None else in_order(tiles, pack, _THREADS)
+        # The packer makes arrays of its own out of any.
+        return map(np.ascontiguousarray, tiles) if pack is None else in_order(tiles, pack, _THREADS)
 
     with (
         disk_errors("the result"),
@@ -140,4 +141,4 @@ def _tiles(raster: Raster, info: RasterInfo, check: Callable[[], None]) -> Itera
                 tile = band[:, start : start + TILE_PX]
                 missing = (TILE_PX - tile.shape[0], TILE_PX - tile.shape[1])
                 full = np.pad(tile, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge") if any(missing) else tile
-                yield np.ascontiguousarray(full if info.bands > 1 else full[..., 0])
+                yield full if info.bands > 1 else full[..., 0]
