@@ -77,6 +77,7 @@ def test_same_function(name: str, assert_close: Compare) -> None:
     assert_close(found, graph.evaluate(x)[0], max_abs=1e-5, what=name)
 
 
+@pytest.mark.slow
 @given(random_network())
 def test_same_function_of_random_networks(drawn: Network) -> None:
     x = torch.rand(1, drawn.in_channels, drawn.size(3), drawn.size(2))
