@@ -107,7 +107,7 @@ def table(record: Mapping[str, Any]) -> str:
     )
     note = (
         f"Geometric mean: {shown}. Half precision, medians of CUDA-graph replays with the L2 flushed; {where}, commit "
-        f"{record['commit'][:10]}, {record['date']}. Measured ceilings: {reached.format(**ceilings)}."
+        f"{record['commit'][:10]}, {record['date']}. Measured ceilings: {reached}."
         f"{'' if record['finished'] else ' The run was cut short.'}"
     )
     return "\n".join([*lines, "", note])

@@ -14,15 +14,14 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 
+from tilefuse.images.modes import pillow_image
 from tilefuse.images.rows import ALL_ROWS, Rows
 from tilefuse.machine import cpu_threads
 from tilefuse.ordered import in_order
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_MODES = {1: "L", 3: "RGB"}
 # With no channel at a lower resolution, a unit of the code is a block of 8 x 8 pixels.
 _BLOCK_PX = 8
 _STRIP_PIXELS = 1 << 20
@@ -73,12 +72,8 @@ def write_jpeg(
 
 
 def _encoded(strip: Array, options: dict[str, Any]) -> bytes:
-    height, width, depth = strip.shape
-    # Image.fromarray paints its image black before it copies, which takes half as long as encoding.
-    image = Image.new(_MODES[depth], (width, height), None)
-    image.frombytes(np.ascontiguousarray(strip).data)
     stream = io.BytesIO()
-    image.save(stream, "JPEG", **options)
+    pillow_image(strip).save(stream, "JPEG", **options)
     return stream.getvalue()
 
 

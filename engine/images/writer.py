@@ -12,7 +12,7 @@ from PIL import Image
 
 from tilefuse.images.jpeg_writer import write_jpeg
 from tilefuse.images.metadata import exif_texts, exif_with_resolution
-from tilefuse.images.modes import full_scale
+from tilefuse.images.modes import full_scale, pillow_image
 from tilefuse.images.outputs import check_output, output_format, replacing
 from tilefuse.images.picture import Picture
 from tilefuse.images.png_writer import write_png
@@ -138,12 +138,7 @@ def _pillow_image(picture: Picture) -> Image.Image:
     pixels = picture.pixels
     if picture.alpha is not None:
         pixels = np.concatenate((pixels, picture.alpha[..., None]), axis=2)
-    height, width, depth = pixels.shape
-    # Image.fromarray paints its image black before it copies.
-    image = Image.new(_MODES[depth], (width, height), None)
-    image.frombytes(np.ascontiguousarray(pixels).data)
-    return image
+    return pillow_image(pixels)
 
 
-_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _ENCODERS = {"PNG": _write_png, "JPEG": _write_jpeg, "WebP": _write_webp, "TIFF": _write_tiff}

@@ -2,8 +2,9 @@
 
 A branch's values are corrections to the value it is added to, so the rounding of its layers reaches the result many
 times smaller than that of the layers before and behind. These stay in float32, as the trunk does. With all layers
-rounded to bfloat16, the ESRGAN and EDSR of this package differ from float32 by 3.1 and 1.9 levels of 8 bits, with
-those of their branches by 0.7 and 0.2. Which layers may be rounded is otherwise found by hand, as in automatic mixed
+rounded to bfloat16, the ESRGAN and EDSR of this package differ from float32 by 3.1 and 1.9 levels of 8 bits on a
+drawn picture, with those of their branches by 0.7 and 0.2 (in torch; up to 2.0 and 0.4 in photographs and print in
+OpenVINO). Which layers may be rounded is otherwise found by hand, as in automatic mixed
 precision (Micikevicius et al., "Mixed Precision Training", ICLR 2018).
 """
 
