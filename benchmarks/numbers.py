@@ -205,7 +205,7 @@ def _choose(engine: tilefuse.Engine, case: Case) -> Row:
         width, height = case.size
         subject = Subject(1, height, width, "uint8")
         choice_s = timed(lambda: engine.warm(height, width, channels=case.channels))
-    fresh = Choices(engine.model, engine.options, engine.candidates)
+    fresh = Choices(engine.model, engine.options, engine.candidates, engine.budget)
     return {"choice_s": choice_s, "recorded_choice_ms": 1000 * timed(lambda: fresh.look(subject))}
 
 

@@ -48,10 +48,8 @@ class Choice:
 class Choices:
     """The choices of one engine. Safe to ask from many threads; what is being measured is waited for."""
 
-    def __init__(
-        self, model: Model, options: Options, predicted: tuple[Serving, ...], budget: Budget | None = None
-    ) -> None:
-        self._budget = budget or Budget(predicted[0].device, options.request.memory)
+    def __init__(self, model: Model, options: Options, predicted: tuple[Serving, ...], budget: Budget) -> None:
+        self._budget = budget
         self._model = model
         self._options = options
         self._predicted = predicted
