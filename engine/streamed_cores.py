@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from tilefuse.backends.pixels import Integers, interleaved
+from tilefuse.deflate import crc32
 from tilefuse.errors import ImageError
 from tilefuse.interruptible import THREAD_NAME
 from tilefuse.journal import Journal
@@ -17,7 +18,6 @@ from tilefuse.machine import release_memory
 from tilefuse.memory import FULL_SCALE
 from tilefuse.storage.base import Array, RasterInfo, RasterReader
 from tilefuse.storage.cells import UnfinishedRaster
-from tilefuse.storage.deflate import crc32
 from tilefuse.storage.tiff_encode import CancelledError
 from tilefuse.streamed_windows import Planes, bounds
 from tilefuse.tiling import Grid, Span, Window

@@ -1,4 +1,4 @@
-"""Tiles packed by ISA-L are the deflated tiles of any TIFF reader."""
+"""What ISA-L deflates any reader inflates: tiles of TIFF, blocks of PNG."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tilefuse.storage import deflate
+from tilefuse import deflate
 from tilefuse.storage.base import RasterInfo
 from tilefuse.storage.flat import FlatRaster
 from tilefuse.storage.tiff_encode import encode_tiff
@@ -54,3 +54,17 @@ def test_checksums_are_crc_32_with_and_without_isal(monkeypatch: pytest.MonkeyPa
     assert deflate.crc32(data) == zlib.crc32(data)
     monkeypatch.setattr(deflate, "isal_zlib", None)
     assert deflate.crc32(data) == zlib.crc32(data)
+
+
+@pytest.mark.parametrize("with_isal", [True, False])
+@pytest.mark.parametrize("sizes", [(0,), (1,), (70_000, 0, 5), (1 << 20, 1 << 20)])
+def test_blocks_joined_are_one_stream(sizes: tuple[int, ...], with_isal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if with_isal:
+        pytest.importorskip("isal")
+    else:
+        monkeypatch.setattr(deflate, "isal_zlib", None)
+    draw = np.random.default_rng(0)
+    pieces = [draw.integers(0, 9, size).astype(np.uint8).tobytes() for size in sizes]
+    blocks = [deflate.block(memoryview(piece), last=piece is pieces[-1]) for piece in pieces]
+    assert zlib.decompress(b"".join(blocks), -zlib.MAX_WBITS) == b"".join(pieces)
+    assert [deflate.adler32(piece) for piece in pieces] == [zlib.adler32(piece) for piece in pieces]

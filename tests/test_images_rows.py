@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.pictures import noise
-from tilefuse.images import Picture, jpeg_writer, png_writer, write_image
+from tilefuse.images import Picture, jpeg_writer, png_writer, tiff_writer, write_image
 
 
 class Growing:
@@ -42,7 +42,9 @@ class Growing:
         ("x.png", "float32", [43], 43),
         ("x.jpg", "uint16", [43], 43),
         ("x.webp", "uint8", [43], 43),
-        ("x.tif", "uint8", [43], 43),
+        ("x.tif", "uint8", [7, 14, 21, 28, 35, 42, 43], 0),
+        ("x.tif", "uint16", [3, 6, 9], 0),
+        ("x.tif", "float32", [43], 43),
     ],
 )
 def test_rows_are_read_when_they_are_there(
@@ -50,6 +52,7 @@ def test_rows_are_read_when_they_are_there(
 ) -> None:
     monkeypatch.setattr(jpeg_writer, "_STRIP_PIXELS", 1)
     monkeypatch.setattr(png_writer, "_BLOCK_BYTES", 30 * 3 * 10)
+    monkeypatch.setattr(tiff_writer, "_STRIP_BYTES", 30 * 3 * 7)
     final = noise((43, 30, 3), dtype)
     write_image(tmp_path / f"whole_{name}", Picture(final))
     pixels = np.zeros_like(final)

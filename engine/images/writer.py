@@ -34,7 +34,7 @@ def write_image(
 
     TIFF keeps everything but EXIF's exposure and place, PNG everything but float (rounded to 16 bits); JPEG (quality
     95, 4:4:4) and WebP (lossless) are 8-bit, and JPEG shows transparent pictures on white. `rows` tells which pixels
-    are there already; PNG and JPEG are written as they come.
+    are there already; PNG, JPEG and TIFF are written as they come.
 
     Raises:
         UsageError: as `check_output` does.
@@ -110,8 +110,7 @@ def _write_png(stream: BinaryIO, picture: Picture, rows: Rows) -> None:
 
 
 def _write_tiff(stream: BinaryIO, picture: Picture, rows: Rows) -> None:
-    rows.wait(picture.height)
-    write_tiff(stream, picture.pixels, picture.alpha, icc=picture.icc, dpi=picture.dpi, exif=picture.exif)
+    write_tiff(stream, picture.pixels, picture.alpha, icc=picture.icc, dpi=picture.dpi, exif=picture.exif, rows=rows)
 
 
 def _write_jpeg(stream: BinaryIO, picture: Picture, rows: Rows) -> None:

@@ -17,12 +17,13 @@ from tilefuse.storage.cells import CellRaster, UnfinishedRaster
 from tilefuse.storage.flat import FlatRaster, disk_errors
 from tilefuse.storage.npy import NpyReader, npy_header
 from tilefuse.storage.oriented import Upright
+from tilefuse.storage.png_encode import encode_png
 from tilefuse.storage.spool import spool
 from tilefuse.storage.tiff import TiffReader
 from tilefuse.storage.tiff_encode import encode_tiff
 from tilefuse.storage.tiff_layout import read_layout
 from tilefuse.storage.vips import MAX_RATIO, open_sequential
-from tilefuse.storage.vips_encode import encode_deep_zoom, encode_jpeg, encode_png, encode_webp
+from tilefuse.storage.vips_encode import encode_deep_zoom, encode_jpeg, encode_webp
 from tilefuse.storage.zarr import ZarrReader, encode_zarr
 from tilefuse.tiling import Grid
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from tilefuse.deflate import tile_packer
 from tilefuse.images.metadata import exif_texts
 from tilefuse.ordered import in_order
 from tilefuse.storage.base import Array, Raster, RasterInfo
-from tilefuse.storage.deflate import tile_packer
 from tilefuse.storage.flat import disk_errors
 from tilefuse.storage.pyramid import level_count, levels
 

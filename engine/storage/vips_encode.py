@@ -1,4 +1,4 @@
-"""PNG, JPEG, WebP and Deep Zoom from a finished raster, streamed through libvips.
+"""JPEG, WebP and Deep Zoom from a finished raster, streamed through libvips.
 
 libvips gets the rows from a callback, as an uncompressed PNG stream: a raster it opens itself would be mapped into
 memory, which counts into the resident memory of the process.
@@ -16,7 +16,8 @@ import numpy as np
 
 from tilefuse.errors import CapacityError, UsageError
 from tilefuse.machine import format_bytes
-from tilefuse.storage.base import Array, Raster, RasterInfo
+from tilefuse.storage.base import Raster, RasterInfo
+from tilefuse.storage.levels import on_white, rounded
 from tilefuse.storage.tiff_encode import CancelledError
 from tilefuse.storage.vips import load_pyvips
 
@@ -28,24 +29,18 @@ _BAND_BYTES = 4 << 20
 Cancelled = Callable[[], bool]
 
 
-def encode_png(raster: Raster, info: RasterInfo, target: Path, cancelled: Cancelled) -> None:
-    """Write 8 or 16 bits, compression level 1; float is rounded to 16 bits."""
-    bits = 8 if info.dtype == np.uint8 else 16
-    _save(lambda image: image.pngsave(str(target), compression=1, filter="sub"), raster, info, bits, cancelled)
-
-
 def encode_jpeg(raster: Raster, info: RasterInfo, target: Path, cancelled: Cancelled) -> None:
     """Write 8 bits, quality 95, chroma at full size; transparency on white."""
 
     def save(image: Any) -> None:
         image.jpegsave(str(target), Q=_JPEG_QUALITY, subsample_mode="off")
 
-    _save(save, raster, info, 8, cancelled, with_alpha=False)
+    _save(save, raster, info, cancelled, with_alpha=False)
 
 
 def encode_webp(raster: Raster, info: RasterInfo, target: Path, cancelled: Cancelled) -> None:
     """Write 8 bits, lossless."""
-    _save(lambda image: image.webpsave(str(target), lossless=True, effort=0, exact=True), raster, info, 8, cancelled)
+    _save(lambda image: image.webpsave(str(target), lossless=True, effort=0, exact=True), raster, info, cancelled)
 
 
 def encode_deep_zoom(raster: Raster, info: RasterInfo, target: Path, cancelled: Cancelled) -> None:
@@ -56,7 +51,7 @@ def encode_deep_zoom(raster: Raster, info: RasterInfo, target: Path, cancelled: 
         image.dzsave(base, suffix=".png[compression=1]", tile_size=_DEEP_ZOOM_TILE_PX, overlap=1)
 
     # Each tile would hold it.
-    _save(save, raster, info, 8, cancelled, with_exif=False)
+    _save(save, raster, info, cancelled, with_exif=False)
 
 
 def check_webp_memory(info: RasterInfo, memory: int) -> None:
@@ -73,16 +68,15 @@ def _save(
     save: Callable[[Any], None],
     raster: Raster,
     info: RasterInfo,
-    bits: int,
     cancelled: Cancelled,
     *,
     with_alpha: bool | None = None,
     with_exif: bool = True,
 ) -> None:
-    """Run an encoder on the raster as an image of 8 or 16 bits with metadata; without its alpha it lies on white."""
+    """Run an encoder on the raster as an image of 8 bits with metadata; without its alpha it lies on white."""
     with_alpha = info.alpha != "none" if with_alpha is None else with_alpha
     pyvips = load_pyvips()
-    chunks = _png(raster, info, bits, with_alpha)
+    chunks = _png(raster, info, with_alpha)
     rest = [b""]
     errors: list[BaseException] = []
 
@@ -133,19 +127,18 @@ def _described(pyvips: Any, image: Any, info: RasterInfo, with_exif: bool) -> An
     return image
 
 
-def _png(raster: Raster, info: RasterInfo, bits: int, with_alpha: bool) -> Iterator[bytes]:
-    """Give an uncompressed PNG piece by piece (W3C PNG, third edition; filter 0, stored deflate blocks)."""
+def _png(raster: Raster, info: RasterInfo, with_alpha: bool) -> Iterator[bytes]:
+    """Give an uncompressed PNG of 8 bits piece by piece (W3C PNG, third edition; filter 0, stored deflate blocks)."""
     colour = info.bands - (info.alpha != "none")
     kind = {(1, False): 0, (3, False): 2, (1, True): 4, (3, True): 6}[colour, with_alpha]
-    yield b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", info.width, info.height, bits, kind, 0, 0, 0))
+    yield b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", info.width, info.height, 8, kind, 0, 0, 0))
     deflate = zlib.compressobj(0)
     step = max(1, _BAND_BYTES // (info.width * info.bands * info.dtype.itemsize))
     for top in range(0, info.height, step):
         block = raster.read(top, min(top + step, info.height), 0, info.width)
         if info.alpha != "none" and not with_alpha:
-            block = _on_white(block[..., :-1], block[..., -1:], info)
-        samples = np.ascontiguousarray(_rounded(block, info, bits), ">u2" if bits == 16 else np.uint8)
-        lines = samples.view(np.uint8).reshape(len(block), -1)
+            block = on_white(block[..., :-1], block[..., -1:], info)
+        lines = np.ascontiguousarray(rounded(block, info, 8)).reshape(len(block), -1)
         filtered = np.zeros((lines.shape[0], lines.shape[1] + 1), np.uint8)
         filtered[:, 1:] = lines
         data = deflate.compress(filtered.data)
@@ -156,27 +149,3 @@ def _png(raster: Raster, info: RasterInfo, bits: int, with_alpha: bool) -> Itera
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
-
-
-def _on_white(colour: Array, alpha: Array, info: RasterInfo) -> Array:
-    _, high = _range(info)
-    full = float(np.iinfo(alpha.dtype).max) if alpha.dtype.kind == "u" else 1.0
-    share = alpha.astype(np.float32) / np.float32(full)
-    blended: Array = colour * share + np.float32(high) * (1 - share)
-    return blended if colour.dtype.kind == "f" else np.rint(blended).astype(colour.dtype)
-
-
-def _rounded(values: Array, info: RasterInfo, bits: int) -> Array:
-    if values.dtype.kind == "u" and 8 * values.itemsize == bits:
-        return values
-    low, high = _range(info)
-    share = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
-    samples: Array = np.rint(share * (2**bits - 1))
-    return samples
-
-
-def _range(info: RasterInfo) -> tuple[float, float]:
-    """Return the samples that show as black and white."""
-    if info.dtype.kind == "u":
-        return 0.0, float(np.iinfo(info.dtype).max)
-    return info.value_range or (0.0, 1.0)
