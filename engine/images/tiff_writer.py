@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -58,7 +58,7 @@ def write_tiff(
             rows.wait(bottom)
             yield samples(top, bottom)
 
-    def packed() -> Iterator[bytes]:
+    def packed(pack: Callable[[Array], bytes]) -> Iterator[bytes]:
         for number, data in enumerate(in_order(strips(), pack, min(_THREADS, cpu_threads())), 1):
             rows.passed(min(number * strip_rows, height))
             yield data
@@ -68,7 +68,7 @@ def write_tiff(
         rows.wait(height)
     with tifffile.TiffWriter(stream, bigtiff=height * row_bytes > _CLASSIC_BYTES, byteorder="<") as writer:
         writer.write(
-            samples(0, height) if pack is None else packed(),
+            samples(0, height) if pack is None else packed(pack),
             shape=(height, width, channels) if channels > 1 else (height, width),
             dtype=pixels.dtype,
             photometric="rgb" if colours == 3 else "minisblack",
