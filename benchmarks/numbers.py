@@ -48,7 +48,7 @@ def main() -> None:
         "--only", nargs="*", default=None, metavar="NAME", help="nets to measure, for instance espcn-x4"
     )
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--seconds", type=float, default=20.0, help="a case's time for its rounds")
     options = parser.parse_args()
     unknown = set(options.only or ()) - {case.name for case in CASES}
