@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import stat
@@ -93,17 +94,18 @@ def _unwritable(path: str | os.PathLike[str], error: OSError | ValueError) -> Us
 def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[BinaryIO]:
     """Open a file that takes the name `path` only when the block ends without an error.
 
-    The bytes go to a temporary file in the same folder, are flushed to the disk and then renamed; on any error,
-    KeyboardInterrupt included, the temporary file is removed and what stood at `path` is untouched.
+    The bytes go to a file without a name in the same folder, so that nothing is left of a job that is killed; it is
+    flushed to the disk, named and renamed. Where a system has no such files, they are held in memory meanwhile. On any
+    error, KeyboardInterrupt included, what stood at `path` is untouched.
     Raises UsageError when `path` is taken and `overwrite` is false, or when the system refuses the writing.
     """
     _check_free(path, overwrite)
     temporary = _temporary_beside(path)
     try:
-        with open(temporary, "xb") as stream:
+        with _unnamed(temporary) as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            _name(stream, temporary)
         _check_free(path, overwrite)
         os.replace(temporary, os.path.realpath(path))
     except BaseException as error:
@@ -112,3 +114,29 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Itera
         if isinstance(error, OSError):
             raise _unwritable(path, error) from error
         raise
+
+
+def _unnamed(path: Path) -> BinaryIO:
+    """Open a file without a name beside `path`; in memory where the system, or that of the disk, has none."""
+    try:
+        # Libraries ask for the name of what they write to.
+        return open(str(path), "w+b", opener=lambda *_: os.open(path.parent, os.O_RDWR | os.O_TMPFILE, 0o666))
+    except (AttributeError, OSError):
+        return io.BytesIO()
+
+
+def _name(stream: BinaryIO, path: Path) -> None:
+    """Make a file of `_unnamed` durable under a name that is free."""
+    if isinstance(stream, io.BytesIO):
+        with open(path, "xb") as named:
+            named.write(stream.getbuffer())
+            named.flush()
+            os.fsync(named.fileno())
+        return
+    os.fsync(stream.fileno())
+    # The call that follows the link in /proc to the file is chosen by giving the folder that it starts from.
+    link, folder = f"/proc/self/fd/{stream.fileno()}", os.open(path.parent, os.O_RDONLY)
+    try:
+        os.link(link, path, src_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)

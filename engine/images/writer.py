@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from dataclasses import replace
 from typing import Any, BinaryIO
@@ -42,15 +41,8 @@ def write_image(
     check_output(path, overwrite=overwrite, size=(picture.width, picture.height))
     kind = output_format(path)
     picture, notes = _fitted(picture, kind, rows)
-    encoded = io.BytesIO()
-    if rows is not ALL_ROWS:
-        # A file that waited for rows beside its name would be left there by whoever stops the job the hard way.
-        _ENCODERS[kind](encoded, picture, rows)
     with replacing(path, overwrite=overwrite) as stream:
-        if rows is not ALL_ROWS:
-            stream.write(encoded.getbuffer())
-        else:
-            _ENCODERS[kind](stream, picture, rows)
+        _ENCODERS[kind](stream, picture, rows)
     return notes
 
 
