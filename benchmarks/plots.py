@@ -61,12 +61,18 @@ def save(path: Path, draw: object, rows: Sequence[Row], title: str) -> None:
 
 
 def draw_latency(axes: Axes, rows: Sequence[Row]) -> None:
-    """Draw time against image size: one line a way of running it, dashed for the other libraries."""
+    """Draw time a megapixel against image size: one line a way of running it, dashed for the other libraries.
+
+    Faint are those whose result is further from fp32 than the engine's own rule allows, one level.
+    """
     for name in dict.fromkeys(row["name"] for row in rows):
-        line = sorted((row["input_px"] / 1e6, row["median_ms"]) for row in rows if row["name"] == name)
-        width = 2.6 if name == "tilefuse default" else 1.1
-        axes.plot(*zip(*line, strict=True), **look(name), linewidth=width)
-    axes.set(xscale="log", yscale="log", xlabel="input megapixels", ylabel="ms, median")
+        own = [row for row in rows if row["name"] == name]
+        line = sorted((row["input_px"] / 1e6, row["median_ms"] / (row["input_px"] / 1e6)) for row in own)
+        levels = max(row["max_levels"] for row in own)
+        drawn = look(name) | ({"alpha": 0.35, "label": f"{name} ({levels:.0f} levels off)"} if levels > 1 else {})
+        axes.plot(*zip(*line, strict=True), **drawn, linewidth=2.6 if name == "tilefuse default" else 1.1)
+    axes.set(xscale="log", yscale="log", xlabel="input megapixels", ylabel="ms an input megapixel, median")
+    plain(axes)
     legend(axes)
 
 
@@ -85,9 +91,10 @@ def draw_roofline(axes: Axes, rows: Sequence[Row]) -> None:
         )
     for place, row in enumerate(sorted(shown, key=lambda row: -row["gflops"])):
         # Apart by a hair: all stand at the net's one intensity.
-        x = intensity * 1.06**place
+        x = intensity * 1.015**place
         axes.plot([x], [row["gflops"]], **(look(row["name"]) | {"linestyle": "none"}))
     axes.set(xscale="log", yscale="log", xlabel="FLOP a byte of the layers' traffic", ylabel="GFLOP/s")
+    plain(axes)
     legend(axes)
 
 
@@ -103,6 +110,16 @@ def look(name: str) -> dict[str, Any]:
         "markersize": 4,
         "fillstyle": "none" if "bf16" in name else "full",
     }
+
+
+def plain(axes: Axes) -> None:
+    """Write the ticks' numbers out instead of as powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def legend(axes: Axes) -> None:
