@@ -261,8 +261,9 @@ def test_plots_are_svg_of_the_rows_alone(tmp_path: Path, monkeypatch: pytest.Mon
             "flops_a_byte": 30.0,
             "matmul_gflops": 100.0,
             "copy_gbs": 10.0,
+            "max_levels": levels,
         }
-        for name, speed in (("tilefuse default", 2), ("onnxruntime", 1))
+        for name, speed, levels in (("tilefuse default", 2, 1.0), ("onnxruntime", 1, 0.0), ("openvino bf16", 3, 2.0))
         for edge in (64, 128)
     ]
     new_record("latency", rows).write(tmp_path / "latency.json")
@@ -273,6 +274,7 @@ def test_plots_are_svg_of_the_rows_alone(tmp_path: Path, monkeypatch: pytest.Mon
         assert "</svg>" in text
         assert ">tilefuse default<" in text
         assert ">onnxruntime<" in text
+    assert ">openvino bf16 (2 levels off)<" in drawn["latency"]
     assert "ceiling fp32" in drawn["roofline"]
     plots.main()
     assert {name: (tmp_path / f"{name}.svg").read_text() for name in drawn} == drawn
