@@ -237,13 +237,13 @@ def test_tables_are_written_between_their_markers(tmp_path: Path, monkeypatch: p
 
 def test_every_table_has_a_head_and_a_row() -> None:
     rows = {
-        "overhead": {"case": "x", "median_ms": 1500.0, "overhead_share": 0.084},
+        "overhead": {"case": "x", "median_ms": 1500.0, "beside_ms": 1410.0, "overhead_share": 0.084},
         "fresh": {"case": "x", "median_ms": 1500.0, "growth_bytes": 3 << 20},
         "tiling": {"case": "x", "windows": 4, "computed": 1.25, "median_ms": 1500.0, "of_whole": 1.1},
     }
     found = {suite: tables.TABLES[suite]([row]).splitlines() for suite, row in rows.items()}
     assert all(len(lines) == 3 for lines in found.values())
-    assert found["overhead"][2] == "| x | 1.50 s | 8.4% |"
+    assert found["overhead"][2] == "| x | 1.50 s | 6.0% | 8.4% |"
     assert found["fresh"][2] == "| x | 1.50 s | 3 MiB |"
     assert found["tiling"][2] == "| x | 4 | 1.25× | 1500.0 ms | 1.10× |"
 
