@@ -9,12 +9,14 @@ from contextlib import contextmanager, redirect_stderr
 from fractions import Fraction
 from io import StringIO
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx import config
 from torch.utils._pytree import tree_leaves
 
 from tilefuse.errors import ModelError
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 
 # Largest difference between module and graph, as a share of the output's largest value.
 TOLERANCE = 1e-4
+
+# Setting of torch.fx, of the whole process: a capture in another thread waits.
+TRACES_OFF = "do_not_emit_stack_traces"
+_TRACING = RLock()
 
 Tensors = tuple[Tensor, ...]
 Growth = tuple[Fraction, Fraction]
@@ -59,26 +65,47 @@ def from_module(module: nn.Module, *example: Tensor) -> Graph:
     if not example:
         raise ModelError("from_module needs an example input, such as torch.zeros(1, 3, 32, 32)")
     with inference_mode_of(module), torch.no_grad():
-        expected = _run(module, example)
-        program = _export(module, example)
-        failure: SizeDependentError | None = None
-        for second, third in _other_sizes(example):
-            if failure and not _grows(example, second):
-                break
-            try:
-                others = _export(module, second), _run(module, third)
-            except ModelError:
-                continue
-            try:
-                graph = convert(program, others[0])
-            except SizeDependentError as error:
-                failure = failure or error
-                continue
-            _compare(graph, example, expected)
-            _compare(graph, third, others[1])
-            _compare_odd(graph, module, example)
-            return graph
+        try:
+            with without_stack_traces():
+                return _capture(module, example)
+        except ModelError:
+            # Once more, for an error that says in which line of the module's code the op stands.
+            return _capture(module, example)
+
+
+def _capture(module: nn.Module, example: Tensors) -> Graph:
+    expected = _run(module, example)
+    program = _export(module, example)
+    failure: SizeDependentError | None = None
+    for second, third in _other_sizes(example):
+        if failure and not _grows(example, second):
+            break
+        try:
+            others = _export(module, second), _run(module, third)
+        except ModelError:
+            continue
+        try:
+            graph = convert(program, others[0])
+        except SizeDependentError as error:
+            failure = failure or error
+            continue
+        _compare(graph, example, expected)
+        _compare(graph, third, others[1])
+        _compare_odd(graph, module, example)
+        return graph
     raise failure or ModelError("the module takes neither images of another size nor a batch of another length")
+
+
+@contextmanager
+def without_stack_traces() -> Iterator[None]:
+    """Keep torch.export from recording the line of code of every op, which takes a quarter of its time."""
+    with _TRACING:
+        before = getattr(config, TRACES_OFF, False)
+        setattr(config, TRACES_OFF, True)
+        try:
+            yield
+        finally:
+            setattr(config, TRACES_OFF, before)
 
 
 @contextmanager

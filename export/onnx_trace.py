@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from tilefuse.capture import inference_mode_of
+from tilefuse.capture import inference_mode_of, without_stack_traces
 from tilefuse.errors import ExportError
 from tilefuse.export.onnx_inputs import USUAL_PX, Signature
 
@@ -34,7 +34,7 @@ def trace(module: nn.Module, signature: Signature, output: str, *, opset: int) -
         ExportError: the forward branches on data or size, runs at one size only, or uses an op ONNX has not; the
             message names it and says what to do.
     """
-    with inference_mode_of(module), torch.no_grad(), _silence():
+    with inference_mode_of(module), torch.no_grad(), _silence(), without_stack_traces():
         model = _convert(_program(module, signature), signature, output, opset)
     _name_sizes(model, signature)
     return model
@@ -46,7 +46,7 @@ def aligned(module: nn.Module, signature: Signature) -> Signature:
     Raises:
         ExportError: as `trace`.
     """
-    with inference_mode_of(module), torch.no_grad(), _silence():
+    with inference_mode_of(module), torch.no_grad(), _silence(), without_stack_traces():
         for alignment in ALIGNMENTS:
             candidate = replace(signature, alignment=alignment)
             with suppress(ExportError):
