@@ -18,9 +18,9 @@ from tilefuse.journal import Journal
 from tilefuse.runners import FloatRunner
 from tilefuse.storage import open_raster
 from tilefuse.storage.flat import FlatRaster
+from tilefuse.streamed_budget import planned_windows
 from tilefuse.streamed_cores import FinishedWindows, RasterCores
 from tilefuse.streamed_windows import RasterWindows, split_bands
-from tilefuse.tiling import grid
 
 
 def resident(key: str = "VmRSS") -> int:
@@ -74,10 +74,11 @@ def gigapixels(source: str, folder: str, memory: str, count: int) -> None:
     engine = loaded(memory)
     started = time.process_time()
     reader = open_raster(Path(source), Path(folder), 1 << 24)
-    made = engine.plan(reader.info.height, reader.info.width, channels=0)
-    planned = time.process_time() - started
-    cut = grid(made.height, made.width, made.tile, engine.footprint)
     planes = split_bands(reader.info, engine.model.image_channels, per_band=False)
+    held = planes.held_bytes_per_px(engine.model.geometry().scale, reader.info.dtype.itemsize)
+    size = (len(planes.groups), reader.info.height, reader.info.width)
+    _, cut = planned_windows(engine.model, size, engine.request(), engine.serving, held)
+    planned = time.process_time() - started
     growth = []
     journal = Journal(Path(folder) / "journal")
     journal.start({})

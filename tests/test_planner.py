@@ -185,6 +185,7 @@ def test_callers_of_one_arena_share_it_and_add_their_pixels(local: Model) -> Non
 
 def test_the_processors_cache_is_none_of_a_gpus(local: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tilefuse.planner.cache_bytes", lambda: 1 << 26)
+    monkeypatch.setattr("tilefuse.planner.CACHE_MISS_FACTOR", 2.0)
     tiles = [
         plan(local, (1, 2000, 2000), 0, Request(memory=1 << 40), Serving("torch_eager", device, "fp32", ()))[0].tile
         for device in ("cuda", "cpu")

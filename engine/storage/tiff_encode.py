@@ -16,7 +16,7 @@ from tilefuse.storage.flat import disk_errors
 from tilefuse.storage.pyramid import level_count, levels
 
 TILE_PX = 256
-_BAND_BYTES = 16 << 20
+_BAND_BYTES = 8 << 20
 _THREADS = 2
 # Classic TIFF has 32-bit offsets; directories and incompressible samples need some room below.
 BIG_BYTES = 3_900_000_000
