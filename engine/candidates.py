@@ -23,7 +23,7 @@ _PARALLEL = ("openvino", "onnxruntime")
 # In one call of these an image of a batch gets the bits it gets alone. Not in OpenVINO (FSRCNN in windows of 23 pixels)
 # and torch (ESPCN in windows of 24), which take other kernels for other batches.
 _BATCHING = ("ncnn", "onnxruntime", "triton_fused")
-_BATCH = 4
+BATCH = 4
 # Windows of more work gain nothing from being called together. On one core, four windows of 24 pixels of ESPCN (0.04
 # GFLOP) took 1.6 times as long one by one in ONNX Runtime and 3.2 times in ncnn, of 72 pixels (0.4 GFLOP) no longer. A
 # GPU's bound is a guess by its speed.
@@ -104,10 +104,10 @@ def thread_splits(backend: str, threads: int, device: str = "cpu") -> tuple[tupl
 
 def batches(model: Model, backend: str, device: str, cut: Grid) -> tuple[int, ...]:
     """List how many windows of a grid are worth a call of a backend: one, and several where they are quick."""
-    if backend not in _BATCHING or model.graph is None or len(cut) < 2 * _BATCH:
+    if backend not in _BATCHING or model.graph is None or len(cut) < 2 * BATCH:
         return (1,)
     work = cost_of(model.graph, input_shapes(model.graph, 1, cut.window)).flops
-    return (1, _BATCH) if work <= _QUICK_FLOPS["cuda" if device.startswith("cuda") else "cpu"] else (1,)
+    return (1, BATCH) if work <= _QUICK_FLOPS["cuda" if device.startswith("cuda") else "cpu"] else (1,)
 
 
 def tiles(model: Model, height: int, width: int, device: str = "cpu") -> tuple[int, ...]:

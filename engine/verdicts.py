@@ -13,11 +13,12 @@ import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tilefuse.candidates import Candidate
+from tilefuse.backends.pixels import LANES
+from tilefuse.candidates import BATCH, Candidate
 from tilefuse.measurement import Measurement
 from tilefuse.options import CACHE_VARIABLE
 
@@ -25,6 +26,9 @@ from tilefuse.options import CACHE_VARIABLE
 _FORMAT = 2
 _MAX_BYTES = 1 << 20
 _MAX_MEASUREMENTS = 200
+_LARGEST_COUNT = (1 << 31) - 1
+# Of seconds, and of bytes held for each byte of live activations: past what measuring gives.
+_LONGEST_S, _LARGEST_FACTOR = 1e6, 100.0
 
 Key = Mapping[str, Any]
 
@@ -52,7 +56,7 @@ class Found:
 
 
 def recall(folder: Path, key: Key) -> Found:
-    """Read the verdict on a question."""
+    """Read the verdict on a question. A damaged or foreign file is ignored, with a warning."""
     path = folder / _name(key)
     try:
         with open(path, "rb") as stream:
@@ -60,6 +64,7 @@ def recall(folder: Path, key: Key) -> Found:
     except FileNotFoundError:
         return Found(None)
     except OSError as error:
+        # Writing will fail as well, and warns then.
         return Found(None, f"the recorded choice {path} can't be read ({error.strerror}); it is ignored")
     try:
         if len(data) > _MAX_BYTES:
@@ -67,9 +72,11 @@ def recall(folder: Path, key: Key) -> Found:
         record = json.loads(data)
         if record["key"] != json.loads(_canonical(key)):
             raise ValueError("it answers another question")
-        return Found(_parsed(record["verdict"]))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return Found(None, f"the recorded choice {path} is damaged or foreign ({error}); it is ignored")
+        return Found(_parsed(record["verdict"], key))
+    except KeyError as error:
+        return _damaged(path, f"it has no {error}")
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        return _damaged(path, str(error))
 
 
 def record(folder: Path, key: Key, verdict: Verdict) -> str:
@@ -88,10 +95,17 @@ def record(folder: Path, key: Key, verdict: Verdict) -> str:
             raise
     except OSError as error:
         note = f"the choice can't be recorded in {folder} ({error.strerror or error}); it will be measured again"
-        # Python shows a warning of one text and place once.
+        # Shown once, too.
         warnings.warn(f"tilefuse: {note}. Give another folder with cache_dir or {CACHE_VARIABLE}", stacklevel=2)
         return note
     return ""
+
+
+def _damaged(path: Path, how: str) -> Found:
+    note = f"the recorded choice {path} is damaged or foreign ({how}); it is ignored"
+    # Python shows a warning of one text and place once.
+    warnings.warn(f"tilefuse: {note}. `tilefuse warm` measures again and replaces it", stacklevel=3)
+    return Found(None, note)
 
 
 def _name(key: Key) -> str:
@@ -112,50 +126,64 @@ def _plain(verdict: Verdict) -> dict[str, Any]:
     return plain
 
 
-def _parsed(plain: Any) -> Verdict:
+def _parsed(plain: Any, key: Key) -> Verdict:
     listed = plain["measurements"]
     if not isinstance(listed, list) or len(listed) > _MAX_MEASUREMENTS:
         raise ValueError("no list of measurements")
-    return Verdict(_count(plain["height"]), _count(plain["width"]), tuple(_measurement(entry) for entry in listed))
+    found = Verdict(_count(plain["height"]), _count(plain["width"]), tuple(_measurement(m, key) for m in listed))
+    # Latents have no window.
+    if any(found.width and min(m.window) < 1 for m in found.right):
+        raise ValueError("no window")
+    if not found.right:
+        raise ValueError("nobody may serve")
+    return found
 
 
-def _measurement(plain: Any) -> Measurement:
+def _measurement(plain: Any, key: Key) -> Measurement:
     given = plain["candidate"]
-    precision = given["precision"]
-    if precision not in ("fp32", "bf16", "fp16") or not isinstance(given["backend"], str):
+    threads = key["threads"]
+    if given["precision"] not in ("fp32", "bf16", "fp16") or given["backend"] not in key["backends"]:
         raise ValueError("no candidate")
     candidate = Candidate(
         given["backend"],
-        precision,
-        _count(given["threads"], 1),
-        _count(given["workers"], 1),
+        given["precision"],
+        _count(given["threads"], 1, threads),
+        _count(given["workers"], 1, max(LANES, threads)),
         _count(given["tile"]),
-        _count(given["batch"], 1),
+        _count(given["batch"], 1, BATCH),
     )
     window: Sequence[Any] = plain["window"]
     reason = plain["reason"]
     if not (reason is None or isinstance(reason, str)) or len(window) != 2:
         raise ValueError("no measurement")
-    numbers = {
-        field.name: _number(plain[field.name])
-        for field in fields(Measurement)
-        if field.name not in ("candidate", "window", "reason")
-    }
-    if any(numbers[name] is not None and not 0 < numbers[name] < math.inf for name in ("seconds", "window_seconds")):
+    # Half a surrogate pair can be read from JSON, and printed nowhere.
+    (reason or "").encode()
+    seconds, window_seconds = (_number(plain[name], 0.0, _LONGEST_S) for name in ("seconds", "window_seconds"))
+    if 0.0 in (seconds, window_seconds) or (seconds is None) != (window_seconds is None):
         raise ValueError("no time")
-    return Measurement(candidate, (_count(window[0]), _count(window[1])), reason=reason, **numbers)
+    return Measurement(
+        candidate,
+        (_count(window[0]), _count(window[1])),
+        seconds,
+        window_seconds,
+        _number(plain["levels"], 0.0, math.inf),
+        _number(plain["psnr_db"], -math.inf, math.inf),
+        _number(plain["memory_factor"], 1.0, _LARGEST_FACTOR),
+        reason,
+    )
 
 
-def _count(value: Any, least: int = 0) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << 31:
+def _count(value: Any, least: int = 0, most: int = _LARGEST_COUNT) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise ValueError(f"{value!r} is no count")
     return value
 
 
-def _number(value: Any) -> Any:
+def _number(value: Any, least: float, most: float) -> float | None:
     if value is None:
         return None
-    number = float(value)
-    if math.isnan(number):
-        raise ValueError("a number is none")
-    return number
+    if value in ("inf", "-inf"):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ValueError(f"{value!r} is no such number")
+    return float(value)

@@ -197,7 +197,8 @@ def test_a_damaged_record_is_said_in_the_plan(module: nn.Module, tmp_path: Path)
     tilefuse.load(module, cache_dir=tmp_path, backend="torch_eager").warm(40, 60)
     (path,) = (tmp_path / "verdicts").iterdir()
     path.write_text("{")
-    plan = tilefuse.load(module, cache_dir=tmp_path, backend="torch_eager").plan(40, 60)
+    with pytest.warns(UserWarning, match="damaged or foreign"):
+        plan = tilefuse.load(module, cache_dir=tmp_path, backend="torch_eager").plan(40, 60)
     assert any("damaged or foreign" in why for why in plan.why)
 
 

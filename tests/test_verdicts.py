@@ -22,7 +22,13 @@ from tilefuse.measurement import Measurement
 from tilefuse.options import cache_folder
 from tilefuse.verdicts import Verdict, recall, record
 
-KEY = {"model": "abc", "bucket": [1, 64, 64], "versions": {"torch": "2"}, "threads": 2}
+KEY = {
+    "model": "abc",
+    "bucket": [1, 64, 64],
+    "versions": {"torch": "2"},
+    "threads": 2,
+    "backends": ["ncnn", "onnxruntime", "openvino", "torch_eager"],
+}
 VERDICT = Verdict(
     48,
     64,
@@ -46,7 +52,7 @@ def test_what_is_recorded_is_found_again(tmp_path: Path) -> None:
     assert [path.suffix for path in (tmp_path / "made").iterdir()] == [".json"]
 
 
-@pytest.mark.parametrize("changed", ["model", "bucket", "versions", "threads"])
+@pytest.mark.parametrize("changed", ["model", "bucket", "versions", "threads", "backends"])
 def test_anything_changed_is_another_question(tmp_path: Path, changed: str) -> None:
     record(tmp_path, KEY, VERDICT)
     assert recall(tmp_path, {**KEY, changed: "other"}).verdict is None
@@ -82,7 +88,8 @@ def test_a_damaged_or_foreign_file_is_ignored_and_said_so(tmp_path: Path, damage
     before = path.read_text()
     path.write_text(damage(before))
     assert path.read_text() != before
-    found = recall(tmp_path, KEY)
+    with pytest.warns(UserWarning, match="damaged or foreign"):
+        found = recall(tmp_path, KEY)
     assert found.verdict is None
     assert "damaged or foreign" in found.note
     assert str(path) in found.note
@@ -94,17 +101,34 @@ def test_a_damaged_or_foreign_file_is_ignored_and_said_so(tmp_path: Path, damage
 @pytest.mark.parametrize(
     ("place", "value"),
     [
+        (("candidate",), None),
         (("candidate", "backend"), 7),
+        (("candidate", "backend"), []),
+        (("candidate", "backend"), "of_the_past"),
+        (("candidate", "precision"), {}),
         (("candidate", "threads"), True),
+        (("candidate", "threads"), 3),
         (("candidate", "workers"), 0),
+        (("candidate", "workers"), 1 << 20),
         (("candidate", "batch"), 0),
+        (("candidate", "batch"), 1 << 20),
         (("candidate", "tile"), 1 << 31),
+        (("candidate", "tile"), 96.0),
         (("window",), [104, 104, 3]),
         (("window",), [104]),
+        (("window",), [0, 104]),
         (("reason",), 5),
+        (("reason",), "\ud800"),
+        (("seconds",), None),
+        (("seconds",), "0.2"),
         (("window_seconds",), 0),
         (("window_seconds",), "inf"),
+        (("window_seconds",), 10**400),
         (("levels",), "nan"),
+        (("psnr_db",), True),
+        (("memory_factor",), "inf"),
+        (("memory_factor",), -2.0),
+        (("memory_factor",), 1e30),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else str(value),
 )
@@ -115,16 +139,51 @@ def test_a_field_that_cannot_be_is_ignored_and_said_so(tmp_path: Path, place: tu
         field = field[name]
     field[place[-1]] = value
     path.write_text(json.dumps(plain))
-    found = recall(tmp_path, KEY)
+    with pytest.warns(UserWarning, match="tilefuse: .*damaged or foreign.*tilefuse warm"):
+        found = recall(tmp_path, KEY)
     assert found.verdict is None
     assert "damaged or foreign" in found.note
+
+
+@pytest.mark.parametrize("name", ["candidate", "window", "seconds", "memory_factor", "reason"])
+def test_a_field_that_is_missing_is_named(tmp_path: Path, name: str) -> None:
+    path, plain = recorded(tmp_path)
+    del plain["verdict"]["measurements"][0][name]
+    path.write_text(json.dumps(plain))
+    with pytest.warns(UserWarning, match=f"it has no '{name}'"):
+        assert recall(tmp_path, KEY).verdict is None
+
+
+def test_a_verdict_that_lets_nobody_serve_is_ignored(tmp_path: Path) -> None:
+    path, plain = recorded(tmp_path)
+    plain["verdict"]["measurements"] = plain["verdict"]["measurements"][2:]
+    path.write_text(json.dumps(plain))
+    with pytest.warns(UserWarning, match="nobody may serve"):
+        assert recall(tmp_path, KEY).verdict is None
+
+
+def test_what_is_ignored_is_told_once(tmp_path: Path) -> None:
+    path, _ = recorded(tmp_path)
+    path.write_text("{")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            recall(tmp_path, KEY)
+    assert len(caught) == 1
+
+
+def test_of_latents_there_are_no_windows(tmp_path: Path) -> None:
+    drawn = Verdict(0, 0, (Measurement(Candidate("openvino", "fp32", 2), (0, 0), 0.2, 0.2, 0.0, math.inf),))
+    record(tmp_path, KEY, drawn)
+    assert recall(tmp_path, KEY).verdict == drawn
 
 
 def test_more_measurements_than_are_ever_made_are_ignored(tmp_path: Path) -> None:
     path, plain = recorded(tmp_path)
     plain["verdict"]["measurements"] *= 100
     path.write_text(json.dumps(plain))
-    assert "no list of measurements" in recall(tmp_path, KEY).note
+    with pytest.warns(UserWarning, match="no list of measurements"):
+        assert recall(tmp_path, KEY).verdict is None
 
 
 def test_a_file_of_another_format_answers_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +192,8 @@ def test_a_file_of_another_format_answers_nothing(tmp_path: Path, monkeypatch: p
     assert recall(tmp_path, KEY).verdict is None
     # Under the name that the new format asks for, too.
     (tmp_path / verdicts._name(KEY)).write_bytes(path.read_bytes())
-    assert "another question" in recall(tmp_path, KEY).note
+    with pytest.warns(UserWarning, match="another question"):
+        assert recall(tmp_path, KEY).verdict is None
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -155,15 +215,6 @@ def test_writing_that_fails_leaves_nothing_behind(
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == before
 
 
-def test_a_backend_that_is_gone_can_still_be_read(tmp_path: Path) -> None:
-    path, plain = recorded(tmp_path)
-    plain["verdict"]["measurements"][0]["candidate"]["backend"] = "of_the_past"
-    path.write_text(json.dumps(plain))
-    found = recall(tmp_path, KEY).verdict
-    assert found is not None
-    assert found.right[0].candidate.backend == "of_the_past"
-
-
 def test_a_folder_that_can_not_be_written_warns_and_goes_on(ordinary_folder: Path) -> None:
     ordinary_folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
     with pytest.warns(UserWarning, match="can't be recorded.*TILEFUSE_CACHE_DIR"):
@@ -180,7 +231,9 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "verdicts").write_text("mine")
     with pytest.warns(UserWarning, match="can't be recorded"):
         record(tmp_path / "verdicts", KEY, VERDICT)
-    assert "can't be read" in recall(tmp_path / "verdicts", KEY).note
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "can't be read" in recall(tmp_path / "verdicts", KEY).note
     assert (tmp_path / "verdicts").read_text() == "mine"
 
 
