@@ -17,11 +17,12 @@ from torch import nn
 from tilefuse.api import Engine, load
 from tilefuse.backends import registry
 from tilefuse.backends.base import Precision
+from tilefuse.candidates import allowed_backends
 from tilefuse.cost import flops
 from tilefuse.errors import BackendError, CapacityError, DeviceError, UsageError
 from tilefuse.machine import cpu_name, cpu_threads
 from tilefuse.model import Model
-from tilefuse.options import MEASURE_SECONDS
+from tilefuse.options import MEASURE_SECONDS, checked_seconds
 from tilefuse.planner import input_shapes
 from tilefuse.quality import max_levels, psnr
 from tilefuse.resident import peak_growth
@@ -135,9 +136,10 @@ def bench(
 
     Raises:
         ModelError: the model can't be loaded.
-        UsageError: a backend or precision has no such name.
+        UsageError: a backend or precision has no such name, or the time is none.
     """
     names, wanted = checked_names(backends, precisions)
+    checked_seconds(measure_seconds)
     engine = load(source)
     model, ceilings = engine.model, measure_ceilings(wanted, engine.serving.device)
     images = [None] if model.footprint is None else [_sample(model, size) for size in sizes]
@@ -152,16 +154,20 @@ def bench(
 def checked_names(
     backends: Sequence[str] | None, precisions: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[Precision, ...]]:
-    """Return the names of backends (all when None) and of precisions.
+    """Return the names of backends (all that TILEFUSE_BACKENDS allows when None) and of precisions.
 
     Raises:
-        UsageError: there is no such name.
+        UsageError: there is no such name, or none at all.
     """
     for precision in precisions:
         if precision not in PRECISIONS:
             raise UsageError(f"precision: {precision!r} is none; give some of {', '.join(PRECISIONS)}")
-    names = registry.BACKENDS if backends is None else [registry.get(name).name for name in backends]
-    return tuple(names), cast(tuple[Precision, ...], tuple(precisions))
+    names = allowed_backends("auto") if backends is None else [registry.get(name).name for name in backends]
+    if not names:
+        raise UsageError(f"backends: none is named; give some of {', '.join(registry.BACKENDS)}")
+    if not precisions:
+        raise UsageError(f"precision: none is named; give some of {', '.join(PRECISIONS)}")
+    return tuple(dict.fromkeys(names)), cast(tuple[Precision, ...], tuple(dict.fromkeys(precisions)))
 
 
 def measure_ceilings(precisions: Sequence[Precision], device: str = "cpu") -> dict[Precision, Ceiling]:

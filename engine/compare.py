@@ -19,7 +19,7 @@ from tilefuse.images import Picture, picture_to_array, read_image
 from tilefuse.images.modes import full_scale
 from tilefuse.images.outputs import shown
 from tilefuse.model import Model
-from tilefuse.options import MEASURE_SECONDS
+from tilefuse.options import MEASURE_SECONDS, checked_seconds
 from tilefuse.quality import max_levels, ssim
 
 # Of larger results the middle is shown: a page is to open on a phone.
@@ -90,10 +90,11 @@ def compare(
     Raises:
         ImageError: the picture can't be read.
         ModelError: the model can't be loaded, or takes no image.
-        UsageError: there is no such backend or precision.
+        UsageError: there is no such backend or precision, or the time is none.
         BackendError: the model can't be run at all.
     """
     names, wanted = checked_names(backends, precisions)
+    checked_seconds(measure_seconds)
     pixels, notes = _eight_bit(read_image(image))
     engine = load(source)
     engine.model.geometry()

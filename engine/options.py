@@ -76,9 +76,21 @@ class Options:
             windows_only=schedule == "windows",
             rows=schedule == "rows",
         )
-        if not 0 <= measure_seconds < math.inf:
-            raise UsageError(f"measure_seconds: {measure_seconds} is no time; give seconds, 0 for never")
-        return cls(device, backend, cast(PrecisionPolicy, precision), request, cache_folder(cache_dir), measure_seconds)
+        return cls(
+            device,
+            backend,
+            cast(PrecisionPolicy, precision),
+            request,
+            cache_folder(cache_dir),
+            checked_seconds(measure_seconds),
+        )
+
+
+def checked_seconds(measure_seconds: float) -> float:
+    """Return a time to measure in, when it is one. Raises UsageError for what is negative, endless or no number."""
+    if not 0 <= measure_seconds < math.inf:
+        raise UsageError(f"measure_seconds: {measure_seconds} is no time; give seconds, 0 for never")
+    return measure_seconds
 
 
 def _for_rows(backend: str, precision: str, tile: int | str, halo: int | str) -> str:

@@ -24,7 +24,7 @@ from tilefuse.latent_measurement import measure_latents
 from tilefuse.machine import cpu_name, cpu_threads
 from tilefuse.measurement import Measurement, Subject, Task, measure, measured_table
 from tilefuse.model import Model
-from tilefuse.options import Options
+from tilefuse.options import Options, checked_seconds
 from tilefuse.planner import Serving, Timed
 from tilefuse.verdicts import Key, Verdict, recall, record
 
@@ -75,7 +75,7 @@ class Choices:
 
     def warm(self, subject: Subject, seconds: float | None = None) -> Choice:
         """Measure now, whatever is known, and choose by that from now on."""
-        budget = self._options.measure_seconds if seconds is None else seconds
+        budget = self._options.measure_seconds if seconds is None else checked_seconds(seconds)
         with self._lock:
             self._made[bucket(subject)] = self._measured(subject, budget, "")
             return self._made[bucket(subject)]

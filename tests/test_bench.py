@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from torch import nn
 
 from tests.test_cli import one_line, tilefuse
-from tilefuse import cli
-from tilefuse.bench import DEFAULT, DRAWN, bench, work_of
+from tilefuse import cli, load
+from tilefuse.bench import DEFAULT, DRAWN, bench, checked_names, work_of
 from tilefuse.errors import UsageError
 from tilefuse.export.generators.espcn import ESPCN
 from tilefuse.export.generators.fsrcnn import FSRCNN
@@ -199,6 +199,24 @@ def test_unknown_names_are_refused() -> None:
         bench(ESPCN(2, features=(8, 4)), backends=["fast"])
     with pytest.raises(UsageError, match="precision: 'int8' is none"):
         bench(ESPCN(2, features=(8, 4)), precisions=["int8"])
+
+
+def test_names_are_those_that_the_environment_allows_and_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILEFUSE_BACKENDS", "ncnn,torch_eager")
+    assert checked_names(None, ["fp32"]) == (("ncnn", "torch_eager"), ("fp32",))
+    assert checked_names(["openvino", "openvino"], ["bf16", "bf16"]) == (("openvino",), ("bf16",))
+    one_line(tilefuse("bench", "espcn-x2", "--backends", ","), 2, "backends: none is named", "torch_eager")
+    one_line(tilefuse("bench", "espcn-x2", "--precision", ""), 2, "precision: none is named", "bf16")
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf"])
+def test_a_time_that_is_none(tmp_path: Path, seconds: str) -> None:
+    told = ("measure_seconds", "is no time")
+    one_line(tilefuse("bench", "espcn-x2", "--measure-seconds", seconds), 2, *told)
+    arguments = ("compare", "espcn-x2", tmp_path / "none.png", "-o", tmp_path / "r.html")
+    one_line(tilefuse(*arguments, "--measure-seconds", seconds), 2, *told)
+    with pytest.raises(UsageError, match="is no time"):
+        load("espcn-x2").warm(20, 30, seconds=float(seconds))
 
 
 @pytest.mark.thorough
