@@ -30,7 +30,8 @@ REDUCED_LEVELS = 1
 REDUCED_PSNR_DB = 50.0
 _PICTURE_PX = 512
 _NOISE_PX = 24
-_LARGEST_PROBE_PX, _SMALLEST_PROBE_PX = 160, 32
+# Of the smallest half is noise, as of the whole picture.
+_LARGEST_PROBE_PX, _SMALLEST_PROBE_PX = 160, 2 * _NOISE_PX
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def probe_size(model: Model, height: int, width: int, most_flops: float) -> tupl
             return size
         if flops(model.graph, model.graph.shapes(*input_shapes(model.graph, 1, size))) <= most_flops:
             return size
-        edge = edge * 3 // 4
+        edge = max(_SMALLEST_PROBE_PX, edge * 3 // 4)
 
 
 def reference_of(model: Model) -> Callable[[Tensor], Tensor]:

@@ -36,8 +36,10 @@ def choose(model: Model, options: Options) -> tuple[Serving, ...]:
     how = "as asked"
     if options.backend == "auto":
         how = "predicted to be the fastest of those that can serve; not measured yet"
-        # Sorting is stable: of a model whose graph is unknown, nothing is predicted and the stated order holds.
-        offered.sort(key=lambda pair: _predicted(model, pair[0], precision) if device == "cpu" else 0.0)
+        # Sorting is stable: of a model whose graph is unknown, nothing is predicted and the stated order holds. Nobody
+        # waits for a compiler before the first image unless there is nothing else.
+        if device == "cpu":
+            offered.sort(key=lambda pair: (pair[0] == "inductor", _predicted(model, pair[0], precision)))
     serving: list[Serving] = []
     skipped: list[str] = []
     for name, reason in offered:

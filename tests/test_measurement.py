@@ -14,10 +14,10 @@ from tests.measuring import CLOCK, FakeBackend, FakeSession, backends, small_mod
 from tilefuse import candidates, finals
 from tilefuse.backends import registry
 from tilefuse.backends.base import Precision, Session
-from tilefuse.calibration import picture
+from tilefuse.calibration import picture, probe_size
 from tilefuse.candidates import allowed_backends, precisions, thread_splits, tiles
 from tilefuse.cost import cost_of
-from tilefuse.cost_model import predicted_image_seconds
+from tilefuse.cost_model import predicted_compile_seconds, predicted_image_seconds
 from tilefuse.errors import UsageError
 from tilefuse.measurement import Measurement, Subject, Task, measure, measured_table
 from tilefuse.model import Model
@@ -117,6 +117,28 @@ def test_the_time_budget_holds(model: Model, monkeypatch: pytest.MonkeyPatch) ->
     assert 1 < len(compiled[0]) < 40
     assert found[0].reason is None
     assert any("too little time" in (m.reason or "") for m in found)
+
+
+def test_however_short_the_time_a_patch_is_checked(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    backends(monkeypatch, FakeBackend("only"))
+    found = measure(task(model, budget_s=1e-9, subject=Subject(1, 500, 600, "uint8")))
+    assert found[0].window == (160, 160)
+    # Of a network too large for that, a patch with as much noise as shading.
+    assert probe_size(model, 500, 600, 0.0) == (48, 48)
+    drawn = picture(48, 48, 3, 1, np.dtype(np.uint8))[0]
+    assert [drawn[y : y + 24, x : x + 24].std() > 65 for y in (0, 24) for x in (0, 24)] == [False, True, True, False]
+
+
+def test_compiling_takes_a_start_and_little_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Measured: 14.4 s for 8 layers, 13.7 s for 74.
+    for name in ("espcn-x4", "edsr-x2"):
+        assert 10 < predicted_compile_seconds(load_model(name), "inductor") < 18
+    # The first image waits for no compiler, however much it would save, unless there is nothing else.
+    monkeypatch.setenv("TILEFUSE_BACKENDS", "inductor,torch_eager")
+    monkeypatch.setattr("tilefuse.serving.predicted_image_seconds", lambda _, name, *__: 1 + 1e6 * (name != "inductor"))
+    assert tilefuse.load("espcn-x2").serving.backend == "torch_eager"
+    monkeypatch.setenv("TILEFUSE_BACKENDS", "inductor")
+    assert tilefuse.load("espcn-x2").serving.backend == "inductor"
 
 
 def test_a_window_larger_than_the_memory_is_not_tried(model: Model) -> None:
