@@ -51,8 +51,9 @@ class Candidate:
     def __str__(self) -> str:
         tile = f"tile {self.tile}" if self.tile else "whole image"
         tile += f" in batches of {self.batch}" if self.batch > 1 else ""
-        threads = f"{self.workers} x {self.threads}" if self.workers > 1 else str(self.threads)
-        return f"{self.backend} {self.precision}, {tile}, {threads} thread{'s' if threads != '1' else ''}"
+        threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
+        at_once = f", {self.workers} at once" if self.workers > 1 else ""
+        return f"{self.backend} {self.precision}, {tile}{at_once}, {threads}{' each' if at_once else ''}"
 
 
 def allowed_backends(forced: str) -> tuple[str, ...]:

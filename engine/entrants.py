@@ -74,8 +74,9 @@ def enter_in_time(
     """
     entering_s = sum(predicted)
     reason = refusal(task, candidate)
-    if reason is None and not must and not pace.allows(entering_s + predicted[1] + timing_seconds(entrants)):
-        reason = f"not measured: too little time to compile it and run it (about {entering_s:.1f} s)"
+    needed_s = entering_s + predicted[1] + timing_seconds(entrants)
+    if reason is None and not must and not pace.allows(needed_s):
+        reason = pace.refusal(needed_s)
     if reason is None and not must and not _fits_beside(task, candidate, entrants):
         reason = "not measured: the memory allowed does not hold it beside the others"
     if reason is not None:

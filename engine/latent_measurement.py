@@ -50,8 +50,9 @@ def measure_latents(task: Task) -> tuple[Measurement, ...]:
         compiling = predicted_compile_seconds(model, candidate.backend)
         running = predicted_seconds(model, candidate.backend, candidate.precision, shapes, candidate.threads)
         reason = refusal(task, candidate)
-        if reason is None and entrants and not pace.allows(compiling + 2 * running + timing_seconds(entrants)):
-            reason = f"not measured: too little time to compile it and run it (about {compiling + running:.1f} s)"
+        needed = compiling + 2 * running + timing_seconds(entrants)
+        if reason is None and entrants and not pace.allows(needed):
+            reason = pace.refusal(needed)
         if reason is not None:
             refused.append(Measurement(candidate, (0, 0), reason=reason))
             continue

@@ -35,6 +35,11 @@ class Pace:
         """Tell whether a step can be done that is predicted to take so many seconds."""
         return self.has_time_for(predicted_s + self._worst_delay)
 
+    def refusal(self, predicted_s: float) -> str:
+        """Say why a step can't be done."""
+        needed = predicted_s + self._worst_delay
+        return f"not measured: too little time, it needs about {needed:.1f} s and {self.left_s():.1f} s are left"
+
     def left_s(self) -> float:
         """Return the seconds that are left."""
         return max(0.0, self._end - now())

@@ -129,12 +129,12 @@ class Choices:
         verdict = Verdict(corner.height, corner.width, found)
         failed = record(self._options.cache_dir, self._key(subject), verdict) if verdict.right else ""
         chosen = self._choice(verdict, "measured")
-        return replace(chosen, servings=_noted(chosen.servings, "; ".join(filter(None, (note, failed)))))
+        return replace(chosen, servings=_noted(chosen.servings, note, failed))
 
     def _choice(self, verdict: Verdict, how: str) -> Choice:
         if not verdict.right:
             why = "nothing could be measured in the time"
-            return Choice(_noted(self._predicted, "; ".join((why, *measured_table(verdict.measurements)))), verdict)
+            return Choice(_noted(self._predicted, why, *measured_table(verdict.measurements)), verdict)
         measured = servings_of(verdict, self._predicted[0].device, how)
         known = {(serving.backend, serving.precision) for serving in measured}
         # Who could serve without being measured still stands by for windows that the others can't compile.
@@ -206,8 +206,8 @@ def _question(model: Model, options: Options, device: str) -> Key:
     }
 
 
-def _noted(servings: tuple[Serving, ...], note: str) -> tuple[Serving, ...]:
-    return tuple(replace(serving, why=(*serving.why, note)) for serving in servings) if note else servings
+def _noted(servings: tuple[Serving, ...], *notes: str) -> tuple[Serving, ...]:
+    return tuple(replace(serving, why=(*serving.why, *filter(None, notes))) for serving in servings)
 
 
 @cache

@@ -70,15 +70,49 @@ class Entrant:
     result: Pixels
 
 
+@dataclass(frozen=True)
+class Told:
+    """A measurement for people: time, difference from fp32 torch, and whether it serves or why not."""
+
+    candidate: str
+    time: str
+    difference: str
+    verdict: str
+
+
+TITLES = Told("candidate", "time", "off fp32 by", "verdict")
+
+
+def told(measurements: Sequence[Measurement]) -> tuple[Told, ...]:
+    """Write measurements for people, in their order: the first one serves unless it says why not."""
+    return tuple(
+        Told(
+            str(m.candidate),
+            "" if m.seconds is None else f"{m.seconds * 1000:.1f} ms",
+            _difference(m),
+            m.reason or ("chosen" if place == 0 else _behind(m, measurements[0])),
+        )
+        for place, m in enumerate(measurements)
+    )
+
+
 def measured_table(measurements: Sequence[Measurement]) -> tuple[str, ...]:
-    """Write measurements for people: candidate, time, difference, verdict."""
-    lines = []
-    for place, m in enumerate(measurements):
-        told = [] if m.seconds is None else [f"{m.seconds * 1000:.1f} ms"]
-        if m.reason is None and m.levels is not None and m.psnr_db is not None:
-            unit = "level" if f"{m.levels:.2g}" == "1" else "levels"
-            told.append(f"{m.levels:.2g} {unit}")
-            told.append("equal" if math.isinf(m.psnr_db) else f"{m.psnr_db:.1f} dB")
-        told.append(m.reason or ("chosen" if place == 0 else "slower"))
-        lines.append(f"{m.candidate}: {', '.join(told)}")
-    return tuple(lines)
+    """Write measurements as lines of a table with titles, for a terminal; none of none."""
+    rows = [TITLES, *told(measurements)] if measurements else []
+    name, time, difference = (
+        max((len(getattr(row, column)) for row in rows), default=0) for column in ("candidate", "time", "difference")
+    )
+    return tuple(f"{r.candidate:{name}}  {r.time:>{time}}  {r.difference:{difference}}  {r.verdict}" for r in rows)
+
+
+def _difference(m: Measurement) -> str:
+    if m.levels is None or m.psnr_db is None or not math.isfinite(m.levels):
+        return ""
+    if math.isinf(m.psnr_db):
+        return "nothing"
+    levels = f"{m.levels:.2g}"
+    return f"{levels} level{'' if levels == '1' else 's'}, {m.psnr_db:.1f} dB"
+
+
+def _behind(m: Measurement, first: Measurement) -> str:
+    return f"slower, {m.seconds / first.seconds:.2f}x" if m.seconds and first.seconds else "slower"

@@ -68,12 +68,21 @@ def test_the_fastest_that_is_right_wins(model: Model, monkeypatch: pytest.Monkey
     assert "one provider and runs another" in (named["refusing", "fp32"].reason or "")
     assert named["slow", "fp32"].reason is None
     table = measured_table(found)
-    assert "right fp32" in table[0]
-    assert "chosen" in table[0]
-    assert len(table) == len(found)
-    # What was not measured has no figures, and says so once.
-    assert f"refusing fp32, whole image, 1 thread: {named['refusing', 'fp32'].reason}" in table
-    assert sum("equal, chosen" in line for line in table) == 1
+    # Whoever reads it finds titles, and each candidate with a time, a difference and a verdict in columns of their own.
+    assert len(table) == 1 + len(found)
+    columns = [table[0].index(title) for title in ("candidate", "off fp32 by", "verdict")]
+    right, slow, wrong, broken, refusing = ([line[at:].strip() for at in columns] for line in table[1:])
+    assert right[0].startswith("right fp32, whole image, 1 thread")
+    assert [each[2] for each in (right, slow)] == ["chosen", "slower, 5.00x"]
+    assert right[1].startswith("nothing ")
+    assert "10.0 ms" in right[0]
+    assert wrong[0].startswith("wrong fp32")
+    assert wrong[1].startswith("5 levels, ")
+    assert wrong[2] == named["wrong", "fp32"].reason
+    # What was not measured has no figures.
+    assert " ms" not in refusing[0]
+    assert refusing[1] == refusing[2] == named["refusing", "fp32"].reason
+    assert "not finite" in broken[2]
 
 
 def test_fp32_of_floats_is_held_to_1e_4(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
