@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.console import Console
 from torch import nn
 
 from tests.test_cli import one_line, tilefuse
 from tilefuse import cli, load
-from tilefuse.bench import DEFAULT, DRAWN, bench, checked_names, work_of
+from tilefuse.bench import DEFAULT, DRAWN, Bench, Row, bench, checked_names, work_of
+from tilefuse.commands.bench import print_bench
 from tilefuse.errors import UsageError
 from tilefuse.export.generators.espcn import ESPCN
 from tilefuse.export.generators.fsrcnn import FSRCNN
 from tilefuse.quality import max_levels, psnr, ssim
 from tilefuse.resident import peak_growth
-from tilefuse.roofline import measure_ceiling, traffic_bytes
+from tilefuse.roofline import Ceiling, measure_ceiling, traffic_bytes
 from tilefuse.sample import sample_picture
 from tilefuse.source import load_model
 from tilefuse.timing import Timing, interleave
@@ -236,10 +240,30 @@ def test_the_command_prints_and_writes_its_record(tmp_path: Path) -> None:
     )
     result = tilefuse(*arguments, "--json", record)
     assert result.exit_code == 0, result.output
-    for word in ("32x20", "default", "torch_eager fp32", "GFLOP/s", "PSNR to fp32", "ceiling fp32"):
+    for word in ("32x20", "default runs", "torch_eager fp32", "GFLOP/s", "PSNR", "ceiling fp32"):
         assert word in result.output
     assert json.loads(record.read_text())["model"] == "espcn-x2"
     one_line(tilefuse(*arguments, "--json", record), 2, "already exists", "--overwrite")
+
+
+def test_a_terminal_of_80_columns_shows_every_figure_whole() -> None:
+    row = Row("torch_eager fp32", "torch_eager", "fp32", "1920x1080", windows=15, timing=Timing(1.2346, 1.2, 1.3, 7))
+    figures = {"compile_s": 12.34, "images_per_s": 123.45, "input_mps": 67.89, "output_mps": 234.56, "gflops": 3210.9}
+    shares = {"gbs": 98.7, "matmul_share": 0.77, "copy_share": 0.66, "peak_bytes": 999 << 20, "psnr_db": 101.5}
+    row = replace(row, **figures, **shares, max_levels=254.0)
+    refused = Row("ncnn bf16", "ncnn", "bf16", "1920x1080", refused="it serves fp32 only")
+    out = io.StringIO()
+    print_bench(
+        Bench("m", "a machine", 7, (Ceiling("fp32", 80.0, 9.5),), (row, refused)),
+        Console(file=out, width=80, force_terminal=True, color_system=None, highlight=False),
+    )
+    told = out.getvalue()
+    for figure in ("1234.6", "1200.0", "1300.0", "123.45", "67.89", "234.56", "12.34", "3210.9", "77%", "98.7", "66%"):
+        assert f" {figure} " in told.replace("\n", " ")
+    for word in ("999.0 MiB", "101.5 dB", " 254", "runs torch_eager fp32, 15 windows", "ncnn bf16 can't serve: it"):
+        assert word in told
+    assert max(len(line) for line in told.splitlines()[1:7]) <= 80
+    assert "…" not in told
 
 
 @pytest.mark.parametrize("size", ["12", "0x5", "axb", "99999x5", "12x"])
