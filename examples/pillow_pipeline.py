@@ -3,17 +3,18 @@
 import sys
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 import tilefuse
 
 
 def main(source: Path, target: Path) -> None:
-    """Write target/<name>.png for each source/*.png and .jpg."""
+    """Write target/<name>.png for each source/*.png, .jpg and .jpeg."""
     engine = tilefuse.load("espcn-x2")
-    paths = sorted(path for path in source.iterdir() if path.suffix.lower() in (".png", ".jpg"))
+    paths = sorted(path for path in source.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
     target.mkdir(exist_ok=True)
-    for path, result in zip(paths, engine.stream(Image.open(path) for path in paths), strict=True):
+    upright = (ImageOps.exif_transpose(Image.open(path)) for path in paths)
+    for path, result in zip(paths, engine.stream(upright), strict=True):
         result.save(target / f"{path.stem}.png")
 
 

@@ -47,8 +47,13 @@ def test_pillow_pipeline(tmp_path: Path, engine: tilefuse.Engine) -> None:
     pictures = {name: sample_picture(20 + i, 30, seed=i) for i, name in enumerate("abc")}
     for name, picture in pictures.items():
         Image.fromarray(picture).save(source / f"{name}.png")
+    # A phone's photograph lies on its side, and says so where PNG does not keep it.
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(pictures["a"]).save(source / "phone.jpeg", exif=turned)
     example("pillow_pipeline").main(source, target)
-    assert sorted(path.name for path in target.iterdir()) == ["a.png", "b.png", "c.png"]
+    assert sorted(path.name for path in target.iterdir()) == ["a.png", "b.png", "c.png", "phone.png"]
+    assert Image.open(target / "phone.png").size == (40, 60)
     for name, picture in pictures.items():
         alike(np.asarray(Image.open(target / f"{name}.png")), engine(picture))
 
