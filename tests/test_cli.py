@@ -225,6 +225,19 @@ def test_models_info_and_doctor_speak_json() -> None:
         assert MODEL in tilefuse(*command).stdout or command == ("doctor",)
 
 
+def test_doctor_tells_where_choices_are_and_what_restricts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TILEFUSE_CACHE_DIR", str(tmp_path / "[b]cache"))
+    monkeypatch.setenv("TILEFUSE_BACKENDS", "openvino,ncnn")
+    folder = tmp_path / "[b]cache" / "verdicts"
+    assert f"0 choices recorded in {folder}; TILEFUSE_CACHE_DIR moves it" in tilefuse("doctor").stdout
+    folder.mkdir(parents=True)
+    (folder / "a.json").write_text("{}")
+    assert f"1 choices recorded in {folder}" in tilefuse("doctor").stdout
+    assert "restricted to openvino,ncnn by TILEFUSE_BACKENDS" in tilefuse("doctor").stdout
+
+
 def test_doctor_warns_of_two_onnxruntimes(monkeypatch: pytest.MonkeyPatch) -> None:
     from tilefuse.commands import doctor
 

@@ -109,9 +109,10 @@ _SHARES: Mapping[str, _Cell] = {
     "largest\nerror": lambda row, _: f"{row.max_levels or 0:.0f}",
 }
 _LEGEND = (
-    "ms: a call from 8-bit image to 8-bit image; p20, p80: percentiles; MP/s: millions of pixels a second\n"
-    "compile: what the first call took longer; of peak, of copy: shares of the ceilings above\n"
-    "GB/s: what the layers would move if each passed its result on through memory; largest error: in levels of 255"
+    "ms: a call from 8-bit image to 8-bit image; p20 and p80: its percentiles\n"
+    "MP/s: millions of pixels a second; compile: what the first call took longer\n"
+    "of peak, of copy: shares of the ceilings; largest error: levels of 255 off fp32\n"
+    "GB/s: what the layers would move if each wrote its result to memory"
 )
 
 

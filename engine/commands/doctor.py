@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -11,7 +12,10 @@ from rich.markup import escape
 
 from tilefuse import __version__
 from tilefuse.backends.registry import BACKENDS
+from tilefuse.candidates import BACKENDS_VARIABLE
+from tilefuse.images.outputs import shown
 from tilefuse.machine import available_memory, cache_bytes, cpu_name, cpu_threads, format_bytes
+from tilefuse.options import CACHE_VARIABLE, cache_folder
 
 LIBRARIES = (
     *(
@@ -35,6 +39,7 @@ def examine() -> dict[str, Any]:
     """Collect the state of this machine; `serving` names the backends that can run."""
     import torch
 
+    folder = cache_folder(None)
     versions = {name: _version(name) for name in LIBRARIES}
     reasons = {name: backend.available() for name, backend in BACKENDS.items()}
     warnings = []
@@ -56,6 +61,8 @@ def examine() -> dict[str, Any]:
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "libraries": versions,
         "backends": reasons,
+        "restricted_to": os.environ.get(BACKENDS_VARIABLE) or None,
+        "choices": {"folder": str(folder), "recorded": len(list(folder.glob("*.json")))},
         "serving": [name for name, reason in reasons.items() if reason is None],
         "warnings": warnings,
     }
@@ -74,6 +81,12 @@ def print_findings(findings: dict[str, Any]) -> None:
     for name, reason in findings["backends"].items():
         mark = "[green]can serve[/]" if reason is None else f"[yellow]can't serve[/]: {escape(reason)}"
         out.print(f"backend {name:12} {mark}")
+    if findings["restricted_to"]:
+        out.print(f"restricted to {escape(shown(findings['restricted_to']))} by {BACKENDS_VARIABLE}")
+    choices = findings["choices"]
+    out.print(
+        f"{choices['recorded']} choices recorded in {escape(shown(choices['folder']))}; {CACHE_VARIABLE} moves it"
+    )
     for warning in findings["warnings"]:
         out.print(f"[red]warning[/] {escape(warning)}")
 
