@@ -36,7 +36,7 @@ from tilefuse.images import (
 from tilefuse.jobs import MASKED_CHANNELS, Job, assemble, holes_of, picture_jobs
 from tilefuse.latent_measurement import LATENTS
 from tilefuse.masks import Mask, MaskLike, mask_of
-from tilefuse.measurement import Subject
+from tilefuse.measurement import Measurement, Subject
 from tilefuse.model import Model
 from tilefuse.options import MEASURE_SECONDS, Options
 from tilefuse.picture_windows import run_jobs, runner_of
@@ -92,6 +92,11 @@ class Engine(Embedded):
         """
         serving = self.choices.look(self._subject(height, width, channels, dtype)).servings[0]
         return self._plan(height, width, channels, np.dtype(dtype), serving)[0]
+
+    def measured(self, height: int, width: int, *, channels: int = 3, dtype: str = "uint8") -> tuple[Measurement, ...]:
+        """Return what was measured of who could serve such images, the chosen one first; nothing before."""
+        verdict = self.choices.look(self._subject(height, width, channels, dtype)).verdict
+        return verdict.measurements if verdict else ()
 
     def warm(
         self, height: int, width: int, *, channels: int = 3, dtype: str = "uint8", seconds: float | None = None

@@ -21,6 +21,7 @@ from tilefuse.images.outputs import shown
 from tilefuse.model import Model
 from tilefuse.options import MEASURE_SECONDS, checked_seconds
 from tilefuse.quality import max_levels, ssim
+from tilefuse.tasks import Told, measured_table, told
 
 # Of larger results the middle is shown: a page is to open on a phone.
 SHOWN_PX = 960
@@ -53,7 +54,10 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Everything a report says. `before` is the input enlarged by bicubic interpolation, cut as the results are."""
+    """Everything a report says. `before` is the input enlarged by bicubic interpolation, cut as the results are.
+
+    `measured` is the table that the choice was made by, and `why` what there is to say beside it.
+    """
 
     model: str
     image: str
@@ -63,6 +67,7 @@ class Comparison:
     shown_size: tuple[int, int]
     rounds: int
     before: NDArray[np.uint8]
+    measured: tuple[Told, ...]
     why: tuple[str, ...]
     notes: tuple[str, ...]
     entries: tuple[Entry, ...]
@@ -106,6 +111,10 @@ def compare(
         raise BackendError(f"{engine.model.name} can't run on {image}: {chosen.row.refused}")
     reference = load(source, backend="torch_eager", precision="fp32", measure_seconds=0)(pixels)
     height, width = chosen.result.shape[:2]
+    size, channels = pixels.shape[:2], 1 if pixels.ndim == 2 else 3
+    measured = chosen.engine.measured(*size, channels=channels)
+    table = measured_table(measured)
+    why = chosen.engine.plan(*size, channels=channels).why
     return Comparison(
         model=engine.model.name,
         image=shown(Path(image).name),
@@ -115,7 +124,8 @@ def compare(
         shown_size=(min(width, SHOWN_PX), min(height, SHOWN_PX)),
         rounds=rounds,
         before=_middle(np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))),
-        why=chosen.engine.plan(*pixels.shape[:2], channels=1 if pixels.ndim == 2 else 3).why,
+        measured=told(measured),
+        why=tuple(reason for reason in why if reason not in table),
         notes=notes,
         entries=tuple(_entry(source, engine.model, pixels, reference, trial) for trial in trials),
     )

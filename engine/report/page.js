@@ -35,6 +35,7 @@ function viewer(root) {
 function differences(root, names, show) {
   const find = (selector) => root.querySelector(selector);
   const canvas = find(".heat"), toggle = find(".toggle"), amplify = find(".amplify");
+  let asked = false;
   const on = () => toggle.getAttribute("aria-pressed") === "true";
 
   async function pixels(side) {
@@ -50,19 +51,18 @@ function differences(root, names, show) {
 
   async function draw() {
     if (!on()) { return; }
-    const factor = 2 ** Number(amplify.value);
     const [a, b] = await Promise.all([pixels("left"), pixels("right")]);
     const heat = new ImageData(a.width, a.height), counts = new Array(256).fill(0);
-    for (let i = 0; i < a.data.length; i += 4) {
-      let level = 0;
-      for (let c = 0; c < 3; c++) { level = Math.max(level, Math.abs(a.data[i + c] - b.data[i + c])); }
-      counts[level] += 1;
-      const [red, green, blue] = colour(Math.min(1, level * factor / 255));
-      heat.data[i] = red;
-      heat.data[i + 1] = green;
-      heat.data[i + 2] = blue;
-      heat.data[i + 3] = 255;
+    const levels = new Uint8Array(a.width * a.height);
+    for (let i = 0; i < levels.length; i++) {
+      for (let c = 4 * i; c < 4 * i + 3; c++) { levels[i] = Math.max(levels[i], Math.abs(a.data[c] - b.data[c])); }
+      counts[levels[i]] += 1;
     }
+    // Unless someone asked for another factor, the largest difference is to be seen.
+    if (!asked) { amplify.value = Math.round(Math.log2(255 / Math.max(1, largest(counts)))); }
+    const factor = 2 ** Number(amplify.value);
+    const colours = counts.map((_, level) => colour(Math.min(1, level * factor / 255)));
+    levels.forEach((level, i) => heat.data.set([...colours[level], 255], 4 * i));
     canvas.width = a.width;
     canvas.height = a.height;
     canvas.getContext("2d").putImageData(heat, 0, 0);
@@ -71,24 +71,28 @@ function differences(root, names, show) {
   }
 
   function say(counts, total) {
-    const largest = counts.reduce((seen, count, level) => (count ? level : seen), 0);
-    find(".said").textContent = largest === 0
+    const most = largest(counts);
+    find(".said").textContent = most === 0
       ? "The two pictures are equal in every pixel."
-      : `${(100 * (total - counts[0]) / total).toFixed(2)} % of the pixels differ, by ${largest} of 255 levels at most. ` +
+      : `${percent(total - counts[0], total)} of the pixels differ, by ${most} of 255 levels at most. ` +
         `Black is equal; white is ${Math.ceil(255 / 2 ** Number(amplify.value))} levels or more.`;
     const body = find(".histogram tbody");
     body.replaceChildren(...BINS.map(([low, high]) => {
       const count = counts.slice(low, high + 1).reduce((sum, each) => sum + each, 0), share = count / total;
       const row = document.createElement("tr"), bar = document.createElement("span");
-      const cells = [low === high ? String(low) : `${low} to ${high}`, String(count), ""].map((text) => {
+      const cells = [low === high ? String(low) : `${low} to ${high}`, count.toLocaleString("en"), ""].map((text) => {
         const cell = document.createElement("td");
         cell.textContent = text;
         row.append(cell);
         return cell;
       });
+      const shown = document.createElement("div");
+      shown.className = "share";
       bar.className = "bar";
-      bar.style.width = `${70 * share}%`;
-      cells[2].append(bar, `${(100 * share).toFixed(2)} %`);
+      // Whatever is there at all is to be seen.
+      bar.style.width = count ? `max(2px, calc((100% - 5rem) * ${share}))` : "0";
+      shown.append(bar, percent(count, total));
+      cells[2].append(shown);
       return row;
     }));
   }
@@ -102,7 +106,7 @@ function differences(root, names, show) {
     find(".stage").classList.toggle("heating", pressed);
     draw();
   });
-  amplify.addEventListener("input", draw);
+  amplify.addEventListener("input", () => { asked = true; draw(); });
   for (const side of ["left", "right"]) {
     const pick = find(".pick-" + side);
     pick.value = names[side];
@@ -110,8 +114,15 @@ function differences(root, names, show) {
   }
 }
 
+function largest(counts) { return counts.reduce((seen, count, level) => (count ? level : seen), 0); }
+
+function percent(count, total) {
+  const text = (100 * count / total).toFixed(2);
+  return count && text === "0.00" ? "< 0.01 %" : `${text} %`;
+}
+
 function colour(share) {
-  const stops = [[0, 0, 0], [87, 15, 109], [187, 55, 84], [249, 142, 8], [252, 255, 220]];
+  const stops = [[0, 0, 0], [130, 40, 160], [205, 70, 95], [252, 150, 20], [252, 255, 220]];
   const place = share * (stops.length - 1), from = Math.min(stops.length - 2, Math.floor(place));
   return stops[from].map((value, channel) => Math.round(value + (place - from) * (stops[from + 1][channel] - value)));
 }
