@@ -300,6 +300,9 @@ class Engine(Embedded):
             check_held(image_bytes, serving.device)
             image_bytes = 0
         size = (self._subject(height, width, depth, dtype.name).images, height, width)
+        if size[0] > 1 and not serving.device.startswith("cuda"):
+            # Results of a channel each are put together in a copy.
+            image_bytes += out_h * out_w * depth * dtype.itemsize
         return plan_picture(self.model, size, image_bytes, self.request(), serving)
 
     def _subject(self, height: int, width: int, depth: int, dtype: str) -> Subject:

@@ -163,8 +163,12 @@ def plan(
     serving: Serving,
     held_per_px: float = 0.0,
     kept_back: Callable[[int], int] = lambda _: 0,
+    *,
+    one_by_one: bool = False,
 ) -> tuple[Plan, Grid]:
     """Choose the windows of an image of `size` (images, height, width).
+
+    The images' windows at one place go through the network in one call, or `one_by_one` in the memory of one.
 
     `image_bytes` is what the job holds beside the windows, the image and its result, and `kept_back` what it keeps of
     an amount of memory for its buffers. `held_per_px` is what it holds for each input pixel of a window beside the
@@ -194,7 +198,8 @@ def plan(
 
     beside = image_bytes + kept_back(request.memory)
     candidates = [
-        _layout(model, size, tile, beside, request.halo_px, held_per_px, serving) for tile in dict.fromkeys(tiles)
+        _layout(model, size, tile, beside, request.halo_px, held_per_px, serving, 1 if one_by_one else images)
+        for tile in dict.fromkeys(tiles)
     ]
     if request.windows_only:
         candidates = [c for c in candidates if len(c.grid) > 1] or candidates
@@ -203,8 +208,8 @@ def plan(
     fitting = [c for c in measured if c.peak_bytes <= request.memory]
     fitting = fitting or [c for c in candidates if c.peak_bytes <= request.memory]
     if not fitting and serving.workers * serving.batch > 1:
-        one_by_one = replace(serving, workers=1, batch=1)
-        return plan(model, size, image_bytes, request, one_by_one, held_per_px, kept_back)
+        alone = replace(serving, workers=1, batch=1)
+        return plan(model, size, image_bytes, request, alone, held_per_px, kept_back, one_by_one=one_by_one)
     if not fitting:
         least = min(candidates, key=lambda c: c.peak_bytes)
         enough = _enough(least.peak_bytes - kept_back(request.memory), kept_back)
@@ -259,6 +264,7 @@ def _layout(
     halo_px: int | None,
     held_per_px: float,
     serving: Serving,
+    images_at_once: int,
 ) -> Layout:
     _, height, width = size
     cut = grid(height, width, tile, model.geometry(), halo_px)
@@ -273,9 +279,9 @@ def _layout(
     cost = len(cut) * (window_px * slowdown + WINDOW_OVERHEAD_PX)
     at_once = min(serving.workers * serving.batch, len(cut))
     computed = min(calls_held(serving.backend, serving.workers) * serving.batch, len(cut))
-    held = computed * serving.memory_factor * live + at_once * held_per_px * window_px
+    held = computed * images_at_once * serving.memory_factor * live + at_once * held_per_px * window_px
     if serving.backend in _ONE_ARENA:
-        held += LANES * min(serving.batch, len(cut)) * window_px * _staged_bytes_per_px(model)
+        held += LANES * min(serving.batch, len(cut)) * images_at_once * window_px * _staged_bytes_per_px(model)
     peak_bytes = int(held) + weights + image_bytes
     return Layout(cut, tile, work, peak_bytes, cost, _measured_seconds(serving, tile, len(cut), window_px))
 

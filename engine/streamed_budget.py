@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from tilefuse.model import Model
 from tilefuse.planner import Plan, Request, Serving, plan
+from tilefuse.storage.base import RasterInfo
+from tilefuse.storage.encoding_memory import encoder_bytes
+from tilefuse.storage.registry import encodes_rows
 from tilefuse.streamed_job import StreamJob
+from tilefuse.streamed_windows import Planes
 from tilefuse.tiling import Grid
 
-# What the encoders hold: a few rows of tiles each.
-_ENCODER_BYTES = 64 << 20
 _CACHE_BYTES = 64 << 20
+# What threads of several libraries keep of what they freed, between two times that it is given back.
+_FREED_BYTES = 48 << 20
 # Three rows of windows of a result 24,000 pixels wide: one that is computed, two that are encoded.
 _MOST_KEPT_BYTES = 192 << 20
 
@@ -19,18 +23,26 @@ def reader_bytes(memory: int) -> int:
     return min(_CACHE_BYTES, memory // 8)
 
 
-def _kept_back(memory: int) -> int:
-    """Bytes of a budget that are the reader's and the encoder's."""
-    return reader_bytes(memory) + min(_ENCODER_BYTES, memory // 4)
-
-
 def planned_windows(
-    model: Model, size: tuple[int, int, int], request: Request, serving: Serving, held_per_px: float
+    model: Model, job: StreamJob, info: RasterInfo, planes: Planes, request: Request, serving: Serving
 ) -> tuple[Plan, Grid]:
-    """Plan windows of a raster; a budget of a GPU's memory has nothing in it of what this machine's holds."""
+    """Plan windows of a raster; a budget of a GPU's memory has nothing in it of what this machine's holds.
+
+    Raises:
+        CapacityError: no window fits beside what reader and encoder hold.
+    """
+    size = len(planes.groups), info.height, info.width
     if serving.device.startswith("cuda"):
-        return plan(model, size, 0, request, serving)
-    return plan(model, size, 0, request, serving, held_per_px, _kept_back)
+        return plan(model, size, 0, request, serving, one_by_one=True)
+    found = model.geometry()
+    result = *found.output_size(info.height, info.width), planes.total_bands
+    fixed = info.decoded_bytes + encoder_bytes(job.output.suffix.lower(), result, info.dtype.itemsize)
+    held = planes.held_bytes_per_px(found.scale, info.dtype.itemsize)
+
+    def kept_back(memory: int) -> int:
+        return reader_bytes(memory) + min(_FREED_BYTES, memory // 8) + fixed
+
+    return plan(model, size, 0, request, serving, held, kept_back, one_by_one=True)
 
 
 def kept_bytes(job: StreamJob, made: Plan) -> int:
@@ -38,7 +50,8 @@ def kept_bytes(job: StreamJob, made: Plan) -> int:
 
     That is half of what the plan leaves of the budget, as it is an estimate, and no more than is of use.
     """
-    # An .npy result is encoded by being stored, and what a GPU's budget leaves is none of this machine's memory.
-    if job.output.suffix.lower() == ".npy" or made.device.startswith("cuda"):
+    # An .npy result is encoded by being stored, WebP after all else, and what a GPU's budget leaves is none of this
+    # machine's memory.
+    if not encodes_rows(job.output.suffix.lower()) or made.device.startswith("cuda"):
         return 0
     return max(0, min(_MOST_KEPT_BYTES, (made.memory_bytes - made.peak_bytes) // 2))

@@ -129,12 +129,9 @@ def run_streamed(
             # The windows of the first try, whatever memory there is now: only then are all samples the same.
             request = replace(request, tile=int(recorded.get("tile", "0")))
         planes = _named(job, lambda: split_bands(info, network.model.image_channels, per_band=job.per_band))
-        held = planes.held_bytes_per_px(network.model.geometry().scale, info.dtype.itemsize)
         serving, made, grid = _settled(
             network.choose(info, recorded),
-            lambda serving: planned_windows(
-                network.model, (len(planes.groups), info.height, info.width), request, serving, held
-            ),
+            lambda serving: planned_windows(network.model, job, info, planes, request, serving),
             lambda serving, window: _compiled(network, serving, planes, info, window, serving.precision),
         )
         kept = kept_bytes(job, made)
@@ -244,6 +241,7 @@ def _compute_and_encode(
     def encoded() -> None:
         if not encodes_rows(suffix):
             gate.wait(height)
+            work.network.forget(work.grid.window)
             release_memory()
         encode(target, suffix, files.target())
         reached(height)

@@ -15,11 +15,16 @@ import tilefuse
 from tilefuse.execute import execute
 from tilefuse.interruptible import run_interruptibly
 from tilefuse.journal import Journal
+from tilefuse.machine import release_memory
 from tilefuse.runners import FloatRunner
 from tilefuse.storage import open_raster
+from tilefuse.storage.base import RasterInfo
+from tilefuse.storage.encoding_memory import encoder_bytes
 from tilefuse.storage.flat import FlatRaster
+from tilefuse.storage.registry import Target, encode
 from tilefuse.streamed_budget import planned_windows
 from tilefuse.streamed_cores import FinishedWindows, RasterCores
+from tilefuse.streamed_job import StreamJob
 from tilefuse.streamed_windows import RasterWindows, split_bands
 
 
@@ -75,9 +80,8 @@ def gigapixels(source: str, folder: str, memory: str, count: int) -> None:
     started = time.process_time()
     reader = open_raster(Path(source), Path(folder), 1 << 24)
     planes = split_bands(reader.info, engine.model.image_channels, per_band=False)
-    held = planes.held_bytes_per_px(engine.model.geometry().scale, reader.info.dtype.itemsize)
-    size = (len(planes.groups), reader.info.height, reader.info.width)
-    _, cut = planned_windows(engine.model, size, engine.request(), engine.serving, held)
+    job = StreamJob(Path(source), Path(folder) / "out.npy")
+    _, cut = planned_windows(engine.model, job, reader.info, planes, engine.request(), engine.serving)
     planned = time.process_time() - started
     growth = []
     journal = Journal(Path(folder) / "journal")
@@ -97,8 +101,55 @@ def gigapixels(source: str, folder: str, memory: str, count: int) -> None:
     print(json.dumps({"planned_seconds": planned, "windows": len(cut), "growth_bytes": growth}))
 
 
+class Ramp:
+    """A raster of 6800 x 1100 px that is made as it is read."""
+
+    shape = (1100, 6800, 3)
+
+    def __init__(self, dtype: np.dtype) -> None:
+        self.dtype = dtype
+
+    def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        block = np.empty((y1 - y0, x1 - x0, 3), self.dtype)
+        block[...] = (np.arange(x0, x1) * 7 % 251).astype(self.dtype)[:, None]
+        block += (np.arange(y0, y1) % 37).astype(self.dtype)[:, None, None]
+        return block
+
+
+def encoders(folder: str) -> None:
+    """Encode a raster in every format and print, of each, the growth and what is kept back for it."""
+    import pyvips  # noqa: F401
+    import tifffile  # noqa: F401
+    import zarr  # noqa: F401
+
+    growth = {}
+    for number, (suffix, kind) in enumerate(
+        [
+            (".tif", "uint8"),
+            (".tif", "float32"),
+            (".zarr", "uint8"),
+            (".png", "uint8"),
+            (".jpg", "uint8"),
+            (".dzi", "uint8"),
+        ]
+    ):
+        raster = Ramp(np.dtype(kind))
+        output = Path(folder) / f"{number}{suffix}"
+        info = RasterInfo(*raster.shape, raster.dtype)
+        release_memory()
+        before = reset_peak()
+        encode(Target(output, raster, info, "deflate", lambda: False), suffix, output)
+        growth[f"{suffix} {kind}"] = (
+            resident("VmHWM") - before,
+            encoder_bytes(suffix, raster.shape, raster.dtype.itemsize),
+        )
+    print(json.dumps(growth))
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "job":
         job(*sys.argv[2:6])
+    elif sys.argv[1] == "encoders":
+        encoders(sys.argv[2])
     else:
         gigapixels(*sys.argv[2:5], int(sys.argv[5]))

@@ -127,6 +127,17 @@ def test_images_count_against_the_budget(local: Model) -> None:
         make(local, 64, 64, Request(memory=2**24), image_bytes=2**24)
 
 
+def test_images_in_one_call_hold_activations_of_their_own(local: Model) -> None:
+    """A network of one channel gets the colours of a picture as a batch of three; streamed, they take turns."""
+    one, three, turns = (
+        plan(local, (images, 300, 300), 0, Request(tile=64, memory=PLENTY), SERVING, one_by_one=by_one)[0].peak_bytes
+        for images, by_one in ((1, False), (3, False), (3, True))
+    )
+    weights = weight_bytes(local.graph)
+    assert three - weights == pytest.approx(3 * (one - weights), rel=1e-6)
+    assert turns == one
+
+
 def test_an_image_smaller_than_the_cut_is_refused() -> None:
     cropping = load_model(nn.Sequential(nn.Conv2d(3, 3, 5), nn.Conv2d(3, 3, 5)))
     assert make(cropping, 9, 9, Request(memory=PLENTY)).output_height == 1

@@ -27,6 +27,7 @@ MIB = 1 << 20
         ("x.png", "cpu", 10 * MIB, 5 * MIB),
         ("x.tif", "cpu", -1, 0),
         ("x.npy", "cpu", 1000 * MIB, 0),
+        ("x.webp", "cpu", 1000 * MIB, 0),
         ("x.tif", "cuda:0", 1000 * MIB, 0),
     ],
 )

@@ -38,6 +38,7 @@ class RasterInfo:
     """Size in pixels, bands (alpha included, last), sample type, and what the samples mean.
 
     `value_range` is the pair of values that the network sees as 0 and 1; None is the type's own (float: 0..1).
+    `decoded_bytes` is what reading a window holds beside it: tiles or chunks are decoded as a whole.
     """
 
     height: int
@@ -48,6 +49,7 @@ class RasterInfo:
     value_range: tuple[float, float] | None = None
     metadata: Metadata = field(default_factory=Metadata)
     notes: tuple[str, ...] = ()
+    decoded_bytes: int = 0
 
     def __post_init__(self) -> None:
         if min(self.height, self.width, self.bands) < 1:

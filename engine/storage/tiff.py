@@ -6,6 +6,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tilefuse.storage.tiff_layout import read_layout
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _YCBCR = 0, 1, 2, 6
 _NONE, _JPEG = 1, 7
 _ASSOCIATED, _UNASSOCIATED = 1, 2
-# Strips of an ordinary writer are small; larger ones are read from top to bottom instead.
+# Strips of an ordinary writer are small; larger ones, or larger than the cache, are read from top to bottom instead.
 _MAX_STRIP_BYTES = 64 << 20
 _WINDOW_ROWS = 1024
 
@@ -51,6 +52,9 @@ class TiffReader:
             self._rows, self._columns = _segment_shape(self._page)
             self._flat = self._contiguous()
             self._check_segments()
+            if self._flat is None:
+                # One tile or strip, beside its compressed bytes.
+                self.info = replace(self.info, decoded_bytes=2 * self._segment_bytes())
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
             self._file.close()
             raise ImageError(f"its TIFF tags are damaged ({' '.join(str(error).split())})") from error
@@ -68,7 +72,11 @@ class TiffReader:
             return f"photometric interpretation {int(page.photometric)}"
         if page.dtype is None or page.dtype.name not in DTYPES or page.bitspersample not in (8, 16, 32):
             return f"{page.bitspersample}-bit samples"
-        if self._flat is None and not page.is_tiled and self._segment_bytes() > _MAX_STRIP_BYTES:
+        if (
+            self._flat is None
+            and not page.is_tiled
+            and self._segment_bytes() > min(_MAX_STRIP_BYTES, self._cache_bytes)
+        ):
             return "strips as large as the image"
         return ""
 

@@ -24,7 +24,7 @@ from tilefuse.storage.vips import load_pyvips
 _JPEG_QUALITY = 95
 _DEEP_ZOOM_TILE_PX = 254
 _MM_PER_INCH = 25.4
-_BAND_BYTES = 4 << 20
+_BAND_BYTES = 1 << 20
 
 Cancelled = Callable[[], bool]
 
@@ -77,10 +77,10 @@ def _save(
     with_alpha = info.alpha != "none" if with_alpha is None else with_alpha
     pyvips = load_pyvips()
     chunks = _png(raster, info, with_alpha)
-    rest = [b""]
+    rest = [memoryview(b"")]
     errors: list[BaseException] = []
 
-    def read(length: int) -> bytes | None:
+    def read(length: int) -> memoryview | None:
         while not rest[0]:
             # A stream that ends too early is what stops an encoder; libvips would lose the error itself.
             try:
@@ -90,7 +90,7 @@ def _save(
                 chunk = None
             if chunk is None:
                 return None
-            rest[0] = chunk
+            rest[0] = memoryview(chunk)
         given, rest[0] = rest[0][:length], rest[0][length:]
         return given
 
@@ -118,6 +118,8 @@ def _save(
 
 def _described(pyvips: Any, image: Any, info: RasterInfo, with_exif: bool) -> Any:
     metadata = info.metadata
+    image = image.copy()
+    image.set_type(pyvips.GValue.gint_type, "concurrency", 1)
     if metadata.dpi is not None:
         image = image.copy(xres=metadata.dpi[0] / _MM_PER_INCH, yres=metadata.dpi[1] / _MM_PER_INCH)
     if metadata.icc is not None:

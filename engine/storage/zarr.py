@@ -16,7 +16,9 @@ from tilefuse.storage.flat import disk_errors
 from tilefuse.storage.tiff_encode import CancelledError
 
 _CHUNK_PX = 512
-_READ_CHUNKS = 8
+_READ_BYTES = 6 << 20
+# A window may touch four chunks, which the library decodes at once, each beside its compressed bytes.
+_CHUNKS_AT_ONCE = 4
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup")
 _MAX_METADATA_BYTES = 16 << 20
 _CHANNELS = (1, 2, 3, 4)
@@ -44,7 +46,13 @@ class ZarrReader:
         bands = 1 if self._c is None else array.shape[self._c]
         alpha: Alpha = "straight" if bands in (2, 4) else "none"
         dtype = np.dtype(array.dtype).newbyteorder("=")
-        self.info = RasterInfo(array.shape[self._y], array.shape[self._x], bands, dtype, alpha)
+        height, width = array.shape[self._y], array.shape[self._x]
+        count = int(
+            np.prod([-(-size // edge) for size, edge in zip(array.shape, array.chunks, strict=True)], dtype=object)
+        )
+        self.info = RasterInfo(
+            height, width, bands, dtype, alpha, decoded_bytes=2 * min(_CHUNKS_AT_ONCE, count) * nbytes
+        )
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> Array:
         """Return a window. Raises ImageError that names the damaged part."""
@@ -83,7 +91,7 @@ def encode_zarr(raster: Raster, info: RasterInfo, target: Path, cancelled: Calla
             dimension_names=("y", "x", "c")[: len(shape)],
             overwrite=True,
         )
-        step = _READ_CHUNKS * chunks[1]
+        step = chunks[1] * max(1, _READ_BYTES // (chunks[0] * chunks[1] * info.bands * info.dtype.itemsize))
         for top in range(0, info.height, chunks[0]):
             bottom = min(top + chunks[0], info.height)
             for left in range(0, info.width, step):
