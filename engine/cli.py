@@ -137,7 +137,7 @@ def generate(
     )
 
 
-@cli.command()
+@cli.command(short_help="Describe a model: geometry, size, and who can serve it.")
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(model: str, as_json: bool) -> None:
@@ -179,7 +179,7 @@ def doctor(as_json: bool) -> None:
         sys.exit(6)
 
 
-@cli.command()
+@cli.command(short_help="Train a bundled model again, or evaluate one.")
 @click.argument("recipe", required=False)
 @click.option("-o", "--output", default=None, type=click.Path(dir_okay=False, path_type=Path), help="Checkpoint.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
@@ -227,7 +227,7 @@ def train(
     )
 
 
-@cli.command()
+@cli.command(short_help="Write a model as ONNX, once it is proved equal to torch.")
 @click.argument("model")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .onnx file to write.")
 @click.option("--opset", default=None, type=int, help="Version of ONNX's ops, 18 to 23; 20 by default.")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import click
 
 
-@click.command()
+@click.command(short_help="Tell what images show.")
 @click.argument("inputs", nargs=-1, required=True, metavar="IN...")
 @click.option("-m", "--model", default="cnn-digits", show_default=True, help="A bundled classifier, or a checkpoint.")
 @click.option("--backend", default="auto", show_default=True, help="Backend to use (see doctor).")
@@ -45,7 +45,7 @@ def _codec_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command()
+@click.command(short_help="Compress an image into latents, lossily.")
 @click.argument("source", metavar="IN")
 @click.option("-o", "--output", required=True, metavar="F.tfz", help="File to write.")
 @_codec_options

@@ -225,6 +225,13 @@ def test_models_info_and_doctor_speak_json() -> None:
         assert MODEL in tilefuse(*command).stdout or command == ("doctor",)
 
 
+def test_every_command_is_told_in_a_whole_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = tilefuse("--help").stdout.partition("Commands:\n")[2].splitlines()
+    assert len(lines) == len(cli.cli.commands)
+    assert [line for line in lines if not line.endswith(".") or line.endswith("...")] == []
+
+
 def test_doctor_tells_where_choices_are_and_what_restricts_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 
-@click.command()
+@click.command(short_help="Measure every backend and the default choice on this machine.")
 @click.argument("model")
 @click.option(
     "--size", "sizes", multiple=True, default=("960x540",), show_default=True, help="WIDTHxHEIGHT, repeatable."
@@ -34,7 +34,7 @@ def bench(
     print_bench(bench_model(model, sizes, backends, precision, rounds, measure_seconds, json_file, overwrite))
 
 
-@click.command()
+@click.command(short_help="Show what every backend makes of an image, in one HTML file.")
 @click.argument("model")
 @click.argument("image")
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="HTML file.")

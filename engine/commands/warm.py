@@ -8,7 +8,7 @@ import time
 import click
 
 
-@click.command()
+@click.command(short_help="Measure who serves images of a size best, and record it.")
 @click.argument("model")
 @click.option("--size", "sizes", multiple=True, metavar="WxH", help="Image size, once or several times. [960x540]")
 @click.option("--type", "dtype", type=click.Choice(["uint8", "uint16", "float32"]), default="uint8", show_default=True)
