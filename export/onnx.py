@@ -238,5 +238,5 @@ def _written(model: onnx.ModelProto, stream: BinaryIO) -> bytes:
     if model.ByteSize() > MAX_BYTES:
         raise ExportError(f"the model takes {model.ByteSize()} bytes; one ONNX file holds {MAX_BYTES}. Use fp16")
     stream.write(model.SerializeToString())
-    stream.flush()
-    return Path(stream.name).read_bytes()
+    stream.seek(0)
+    return stream.read()
