@@ -24,10 +24,10 @@ from tilefuse.export.onnx_inputs import Signature, Slot
 pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("tracing_once")]
 
 Compare = Callable[..., None]
-# One of each kind runs in `make check`; every bundled model in `make test`.
 __all__ = ["tracing_once"]
-QUICK = ("espcn-x2", "cgan-digits")
-NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.thorough) for name in bundled()]
+# The network of style-mosaic with other weights: traced again, it takes seconds.
+SAME_NETWORK = "style-waves"
+NAMES = [pytest.param(name, marks=pytest.mark.slow if name == SAME_NETWORK else ()) for name in bundled()]
 
 
 @pytest.fixture(scope="module")
