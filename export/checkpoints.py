@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import json
 import os
 import re
 import stat
@@ -12,6 +13,7 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as read_tensors
 from torch import Tensor, nn
 
 from tilefuse.errors import ModelError
@@ -139,11 +141,25 @@ def _check_header(start: bytes, size: int) -> None:
 
 def _safetensors_load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
+        if not _is_utf8(path):
+            data = Path(path).read_bytes()
+            tensors = read_tensors(data)
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            return tensors, dict(header.get("__metadata__") or {})
         with safe_open(os.fspath(path), "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, ValueError, RuntimeError, AttributeError, KeyError) as error:
         reason = ascii(str(error).split("\n")[0])[1:-1]
         raise ModelError(f"a damaged or truncated safetensors file ({reason:.120}); copy it again") from error
+
+
+def _is_utf8(path: str | os.PathLike[str]) -> bool:
+    """Tells whether the library, which takes no other names, can open a path."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _unwrap(found: Any, depth: int = 0) -> dict[str, Tensor]:

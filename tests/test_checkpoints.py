@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import zipfile
 from collections import Counter, OrderedDict
@@ -214,6 +215,23 @@ def test_a_header_length_that_begins_like_a_pickle(suffix: str, tmp_path: Path) 
     else:
         pytest.fail("no header of such a length")
     assert load_state_dict(path).tensors.keys() == weights.keys()
+
+
+def test_a_name_that_is_no_utf8_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"d\xff")
+    folder.mkdir()
+    weights, said = weights_of(compact()), {"architecture": "SRVGGNetCompact"}
+    save_file(weights, tmp_path / "net.safetensors", metadata=said)
+    data = (tmp_path / "net.safetensors").read_bytes()
+    (folder / "net.safetensors").write_bytes(data)
+    found = load_state_dict(folder / "net.safetensors")
+    assert found.metadata == said
+    assert found.tensors.keys() == weights.keys()
+    assert all(torch.equal(found.tensors[key], weights[key]) for key in weights)
+    for damaged in (data[:-9], data[:20], data.replace(b"F32", b"F99")):
+        (folder / "net.safetensors").write_bytes(damaged)
+        with pytest.raises(ModelError, match="damaged or truncated"):
+            load_state_dict(folder / "net.safetensors")
 
 
 def test_bundled_lists_files_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

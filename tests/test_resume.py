@@ -148,6 +148,24 @@ def test_lost_samples_and_a_torn_record_are_computed_again(
     assert output.read_bytes() == reference.read_bytes()
 
 
+@pytest.mark.parametrize("suffix", [".tif", ".npy"])
+def test_blocks_that_a_power_loss_made_zeros_are_computed_again(
+    engine: tilefuse.Engine, source: Path, tmp_path: Path, suffix: str
+) -> None:
+    """The records reached the disk, the file's length too, and the last samples did not: the system gives zeros."""
+    reference, output = tmp_path / f"reference{suffix}", tmp_path / f"out{suffix}"
+    total = engine.run_file(source, reference, resume=True).windows
+    done = interrupted(engine, source, output)
+    part = JobFiles(output).part
+    data = part.read_bytes()
+    lost = len(data) // 3
+    part.write_bytes(data[:-lost] + bytes(lost))
+    report = engine.run_file(source, output, resume=True)
+    assert report.resumed < done
+    assert report.resumed + report.windows == total
+    assert output.read_bytes() == reference.read_bytes()
+
+
 def test_another_job_is_refused_with_what_differs(engine: tilefuse.Engine, source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.npy"
     interrupted(engine, source, output)
