@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -353,3 +355,25 @@ def test_inductor_names_what_it_can_not_trace() -> None:
     with pytest.raises(BackendError, match=r"inductor can't compile this model: .+") as caught:
         compiled("inductor", Model("branching", "0", module=Branching()), torch.rand(1, 3, 2, 2))
     assert "\n" not in str(caught.value)
+
+
+def test_openvino_tells_nobody_of_its_use(tmp_path: Path) -> None:
+    """Imported by itself it sends an event over the network from a forked process and leaves an identity at home."""
+    pytest.importorskip("openvino")
+    script = """
+import os, sys, threading
+told = []
+sys.addaudithook(lambda event, _: told.append(event) if event in ("os.fork", "urllib.Request") else None)
+from tilefuse.backends.library import load
+load("openvino").Core()
+for thread in threading.enumerate():
+    if thread is not threading.current_thread():
+        thread.join(20)
+assert not told, told
+assert os.listdir(os.environ["HOME"]) == []
+assert "openvino_telemetry" not in sys.modules
+"""
+    # On machines that say they are CI it tells nobody of itself.
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr

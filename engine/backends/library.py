@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +26,7 @@ _OUT_OF_MEMORY = (
     *("alloc_failed", "allocation_failed"),
 )
 
+_TELEMETRY = "openvino_telemetry"
 # How OpenVINO's errors begin, before they come to the point.
 _PREAMBLE = ("Exception from", "Check '", "FrontEnd API", "Model wasn't", "-- ", "While validating")
 
@@ -41,9 +45,25 @@ def load(library: str) -> ModuleType:
         BackendError: it is missing, or its installation is broken.
     """
     try:
-        return importlib.import_module(library)
+        with _telling_nobody():
+            return importlib.import_module(library)
     except (ImportError, OSError) as error:
         raise BackendError(f"{library} can't be imported: {first_line(error)}; install it again") from error
+
+
+@contextmanager
+def _telling_nobody() -> Iterator[None]:
+    """Keep OpenVINO from reporting its use over the network, for which it forks this process, whatever runs in it.
+
+    Where its telemetry can't be imported it takes a stub of its own. A program that has imported it itself keeps it.
+    """
+    absent: Any = None
+    ours = sys.modules.setdefault(_TELEMETRY, absent) is None
+    try:
+        yield
+    finally:
+        if ours:
+            sys.modules.pop(_TELEMETRY, None)
 
 
 def first_line(error: BaseException) -> str:
