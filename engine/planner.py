@@ -19,7 +19,8 @@ from tilefuse.tiling import Grid, grid
 # Edges worth considering, in input pixels: powers of two and their midpoints.
 TILE_CANDIDATES = (2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 48, 32, 16)
 # Slowdown of windows whose activations leave the last-level cache. Measured for a computed pixel, tile 1024 or the
-# whole image against 256 and 128, OpenVINO and ncnn on two cores: 0.96 to 1.00 with ESPCN, 1.07 with Compact.
+# whole image against 256 and 128, on two cores: 0.96 to 1.00 with ESPCN and 1.06 to 1.07 with Compact in OpenVINO, 1.06
+# to 1.13 with Compact in ncnn.
 CACHE_MISS_FACTOR = 1.05
 # Cost of one more window (slicing, conversion, a call into the backend), as pixels of computation.
 WINDOW_OVERHEAD_PX = 2000

@@ -82,14 +82,14 @@ def write_png_blocks(
     """
     height, width, channels = shape
     header = struct.pack(">IIBBBBB", width, height, 8 * dtype.itemsize, _COLOUR_TYPE[channels], 0, 0, 0)
-    stream.write(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header))
+    stream.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header))
     if icc is not None:
-        stream.write(_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)))
+        stream.write(chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)))
     if dpi is not None:
         per_metre = [round(value / 0.0254) for value in dpi]
-        stream.write(_chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1)))
+        stream.write(chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1)))
     if exif is not None:
-        stream.write(_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
+        stream.write(chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
     checksum = 1
     row_bytes = width * channels * dtype.itemsize
     ahead = max(1, min(AHEAD, _AHEAD_BYTES // (block_rows(row_bytes) * row_bytes)))
@@ -97,11 +97,11 @@ def write_png_blocks(
     lead = b"\x78\x01"
     for block in in_order(_led(blocks, height), _compressed, min(_THREADS, cpu_threads()), ahead):
         checksum = _adler32_joined(checksum, block.checksum, block.length)
-        stream.write(_chunk(b"IDAT", lead + block.data))
+        stream.write(chunk(b"IDAT", lead + block.data))
         lead = b""
         yield block.rows
-    stream.write(_chunk(b"IDAT", struct.pack(">I", checksum)))
-    stream.write(_chunk(b"IEND", b""))
+    stream.write(chunk(b"IDAT", struct.pack(">I", checksum)))
+    stream.write(chunk(b"IEND", b""))
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +140,8 @@ def _compressed(piece: _Piece) -> _Deflated:
     return _Deflated(data, deflate.adler32(filtered.data), filtered.size, len(block))
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """Return a chunk: length, type, data and the CRC-32 of type and data."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", deflate.crc32(data, deflate.crc32(kind)))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tilefuse.errors import CapacityError, UsageError
+from tilefuse.images.png_writer import chunk
 from tilefuse.machine import format_bytes
 from tilefuse.storage.base import Raster, RasterInfo
 from tilefuse.storage.levels import on_white, rounded
@@ -133,7 +134,7 @@ def _png(raster: Raster, info: RasterInfo, with_alpha: bool) -> Iterator[bytes]:
     """Give an uncompressed PNG of 8 bits piece by piece (W3C PNG, third edition; filter 0, stored deflate blocks)."""
     colour = info.bands - (info.alpha != "none")
     kind = {(1, False): 0, (3, False): 2, (1, True): 4, (3, True): 6}[colour, with_alpha]
-    yield b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", info.width, info.height, 8, kind, 0, 0, 0))
+    yield b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", info.width, info.height, 8, kind, 0, 0, 0))
     deflate = zlib.compressobj(0)
     step = max(1, _BAND_BYTES // (info.width * info.bands * info.dtype.itemsize))
     for top in range(0, info.height, step):
@@ -145,9 +146,5 @@ def _png(raster: Raster, info: RasterInfo, with_alpha: bool) -> Iterator[bytes]:
         filtered[:, 1:] = lines
         data = deflate.compress(filtered.data)
         if data:
-            yield _chunk(b"IDAT", data)
-    yield _chunk(b"IDAT", deflate.flush()) + _chunk(b"IEND", b"")
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
+            yield chunk(b"IDAT", data)
+    yield chunk(b"IDAT", deflate.flush()) + chunk(b"IEND", b"")
