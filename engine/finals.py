@@ -19,8 +19,9 @@ from tilefuse.tiling import grid
 
 # Backends whose tiles, threads and batches are tried: those this close to the fastest on the patch.
 _FINALIST_FACTOR, _FINALISTS = 1.3, 3
-# How often each of them is to run a picture that there is no time to run whole; the first run warms up.
-_RUNS = 3
+# How often each of them is to run a picture that there is no time to run whole. The first run warms up, and may take as
+# long as two: memory is mapped at its first use (ncnn, RRDB at 250 x 250: 830,000 pages, 3.1 s, then 2.4 s).
+_RUNS = 4
 # A picture hardly larger than the patch tells nothing new.
 _LEAST_GROWTH = 1.5
 

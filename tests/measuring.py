@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from types import SimpleNamespace
 from typing import Any
@@ -37,14 +37,15 @@ CLOCK = Clock()
 
 @dataclass(frozen=True)
 class FakeSession:
-    """The model in fp32 torch, later by `delay` and other by `error`."""
+    """The model in fp32 torch, later by `delay` and other by `error`; its first run takes `first[0]` times as long."""
 
     model: Model
     delay: float
     error: float
+    first: list[float] = field(default_factory=list)
 
     def run(self, *inputs: Tensor) -> list[Tensor]:
-        CLOCK.now += self.delay
+        CLOCK.now += self.delay * (self.first.pop() if self.first else 1.0)
         assert self.model.graph is not None
         result = self.model.graph.evaluate(*inputs)[0].clone()
         result[..., :1, :1] += self.error
@@ -83,6 +84,7 @@ class Slow(FakeBackend):
     compiling: float = 0.0
     a_pixel: float = 0.0
     power: float = 1.0
+    first: float = 1.0
 
     def compile(
         self, model: Model, shapes: Sequence[Shape], *, device: str, precision: Precision, threads: int
@@ -90,7 +92,7 @@ class Slow(FakeBackend):
         CLOCK.now += self.compiling
         session = super().compile(model, shapes, device=device, precision=precision, threads=threads)
         assert isinstance(session, FakeSession)
-        return FakeSession(model, self.delay + self.a_pixel * prod(shapes[0][2:]) ** self.power, self.error)
+        return FakeSession(model, self.delay + self.a_pixel * prod(shapes[0][2:]) ** self.power, self.error, [self.first])
 
 
 def backends(monkeypatch: pytest.MonkeyPatch, *fakes: FakeBackend) -> None:

@@ -38,6 +38,17 @@ def test_a_picture_there_is_no_time_to_run_whole_is_run_in_part(model: Model, mo
     assert found[1].seconds == pytest.approx(7e-6 * 1000 * 1200, rel=0.05)
 
 
+@pytest.mark.parametrize("width", [450, 550, 650, 750, 1200])
+def test_a_first_run_that_takes_twice_as_long_costs_nobody_the_choice(
+    model: Model, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    fakes = [Slow("maps memory", a_pixel=6e-6, first=2.0), Slow("steady", a_pixel=7e-6)]
+    found = measured(monkeypatch, model, fakes, (600, width))
+    assert CLOCK.now <= 10.0
+    assert found[0].candidate.backend == "maps memory"
+    assert found[0].seconds == pytest.approx(6e-6 * 600 * width, rel=0.05)
+
+
 def test_time_that_runs_out_has_seen_every_leader(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     fakes = [Slow(f"b{n}", 0.3, compiling=0.3) for n in range(2)]
     found = measured(monkeypatch, model, fakes, (600, 800), None)
