@@ -10,6 +10,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
+from tilefuse.cgroup import ControlGroups, memory_left
 from tilefuse.errors import UsageError
 
 _UNITS = {"": 1, "B": 1}
@@ -45,8 +46,14 @@ def format_at_least(count: float) -> str:
 
 
 def cpu_threads() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors this process may use: those it may run on, or fewer where a container gives it less of their time."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(found, _processors_granted() or found)
+
+
+@lru_cache(maxsize=1)
+def _processors_granted() -> int | None:
+    return ControlGroups.own().processors()
 
 
 def cpu_name() -> str:
@@ -68,7 +75,16 @@ def has_bf16() -> bool:
 
 
 def available_memory() -> int:
-    """Bytes of memory a process can still take without swapping."""
+    """Bytes of memory a process can still take without swapping, and within the limit of its container."""
+    return min((_machine_memory(), *map(memory_left, _memory_limits())))
+
+
+@lru_cache(maxsize=1)
+def _memory_limits() -> tuple[Path, ...]:
+    return ControlGroups.own().limiting_memory()
+
+
+def _machine_memory() -> int:
     try:
         found = re.search(r"^MemAvailable:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
     except OSError:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tilefuse.compiling import memory_budget
 from tilefuse.errors import UsageError
 from tilefuse.images import FORMATS
 from tilefuse.images.metadata import exif_texts
@@ -114,7 +115,8 @@ def check_result(job: StreamJob, result: RasterInfo, made: Plan) -> None:
     if kind in ("PNG", "JPEG", "WebP", ".dzi") and result.bands not in (1, 2, 3, 4):
         raise UsageError(f"{shown(job.output)}: {suffix} holds no {result.bands} bands; choose .tif, .npy or .zarr")
     if kind == "WebP":
-        check_webp_memory(result, made.memory_bytes)
+        # What a GPU's budget leaves is none of this machine's memory.
+        check_webp_memory(result, memory_budget("cpu") if made.device.startswith("cuda") else made.memory_bytes)
 
 
 def disk_bytes(job: StreamJob, result: RasterInfo) -> int:

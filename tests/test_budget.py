@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,17 @@ def test_webp_says_what_its_encoder_holds() -> None:
     info = RasterInfo(16_000, 16_000, 3, np.dtype(np.uint8))
     with pytest.raises(CapacityError, match=r"encoded as a whole, which takes about 2\.9 GiB, and 512"):
         check_webp_memory(info, 512 * MIB)
+
+
+def test_webp_is_held_by_this_machine_whatever_a_gpu_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tilefuse import streamed_job
+    from tilefuse.storage.base import RasterInfo
+
+    monkeypatch.setattr(streamed_job, "memory_budget", lambda device: {"cpu": 512 * MIB}[device])
+    made = replace(tilefuse.load("espcn-x4").plan(4000, 4000), device="cuda:0", memory_bytes=1 << 40)
+    job = streamed_job.StreamJob(tmp_path / "in.tif", tmp_path / "out.webp")
+    with pytest.raises(CapacityError, match="encoded as a whole"):
+        streamed_job.check_result(job, RasterInfo(16_000, 16_000, 3, np.dtype(np.uint8)), made)
 
 
 def test_the_estimate_of_ncnn_is_what_it_was_seen_to_take(tmp_path: Path) -> None:
