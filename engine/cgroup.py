@@ -64,7 +64,7 @@ def memory_left(group: Path) -> int:
     """
     stat: dict[str, str] = dict(re.findall(r"^(\w+) (\d+)$", _text(group / "memory.stat"), re.MULTILINE))
     # Version 1 has one number for the group alone and one for those below as well.
-    cached = int(stat.get("total_inactive_file") or stat.get("inactive_file", 0))
+    cached = int(stat.get("total_inactive_file") or stat.get("inactive_file", "0"))
     for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
         most = _number(group / limit)
         if most is not None:
