@@ -126,7 +126,7 @@ class Engine(Embedded):
         """Run an image and return the same kind of thing.
 
         Takes numpy [H, W] or [H, W, C] (uint8, uint16, or float in 0..1), a PIL image, or a torch tensor [C, H, W] or
-        [N, C, H, W] (uint8 or float in 0..1). RGB, straight alpha. Float results are the network's own, unclipped.
+        [N, C, H, W] of the same. RGB, straight alpha. Float results are the network's own, unclipped.
         Other arrays are taken through `__array_interface__` or DLPack and come back as numpy arrays. `bgr` is for
         numpy arrays in OpenCV's order of channels, which they come back in.
         `mask`, for networks that fill holes, is a gray image (see `tilefuse.masks`) or bool [H, W]: white, or true, is

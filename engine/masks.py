@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tilefuse.errors import ImageError
 from tilefuse.images import Picture, picture_from_array, picture_from_pil, read_image
+from tilefuse.tensor_images import plain
 
 Mask = NDArray[np.bool_]
 MaskLike = Mask | NDArray[Any] | Image.Image | Tensor | str | os.PathLike[str]
@@ -31,8 +32,8 @@ def mask_of(value: MaskLike) -> Mask:
     if isinstance(value, Image.Image):
         return _holes(picture_from_pil(value), "the mask")
     if isinstance(value, Tensor):
-        plain = value.detach().cpu()
-        array = (plain.float() if plain.dtype.is_floating_point else plain).numpy()
+        dense = plain(value)
+        array = (dense.float() if dense.dtype.is_floating_point else dense).numpy()
     elif isinstance(value, np.ndarray):
         array = value
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -115,6 +117,38 @@ def test_premultiplied_pillow_images_become_straight() -> None:
     straight = Image.new("RGBA", (1, 1), (200, 100, 50, 128))
     read = picture_from_pil(straight.convert("RGBa"))
     assert np.abs(read.pixels[0, 0].astype(int) - (200, 100, 50)).max() <= 2
+
+
+def test_alpha_in_a_palette_stays() -> None:
+    image = picture("RGBA").quantize(16)
+    assert image.mode == "P"
+    assert "transparency" not in image.info
+    back = picture_to_pil(picture_from_pil(image))
+    assert back.mode == "RGBA"
+    assert back.tobytes() == image.convert("RGBA").tobytes()
+
+
+def test_pillow_images_without_pixels_are_refused(tmp_path: Path) -> None:
+    for size in ((0, 5), (5, 0)):
+        with pytest.raises(ImageError, match="at least one pixel"):
+            picture_from_pil(Image.new("RGB", size))
+    closed = picture("RGB")
+    closed.close()
+    with pytest.raises(ImageError, match="closed"):
+        picture_from_pil(closed)
+    path = tmp_path / "cut.png"
+    Image.fromarray(noise((40, 40, 3), "uint8")).save(path)
+    path.write_bytes(path.read_bytes()[:500])
+    with Image.open(path) as cut, pytest.raises(ImageError, match="truncated"):
+        picture_from_pil(cut)
+
+
+def test_subclasses_of_arrays_are_images() -> None:
+    array = noise((5, 7), "uint8")
+    np.testing.assert_array_equal(picture_from_array(array.view(np.matrix)).pixels[..., 0], array)
+    np.testing.assert_array_equal(picture_from_array(np.ma.array(array)).pixels[..., 0], array)
+    with pytest.raises(ImageError, match="filled"):
+        picture_from_array(np.ma.array(array, mask=array > 100))
 
 
 @pytest.mark.parametrize("mode", ["I", "LAB", "HSV"])

@@ -42,7 +42,8 @@ def decode_mode(image: Image.Image) -> Decoded:
     if mode in _WITH_ALPHA:
         return Decoded(*_split(_copy(image, _as(_WITH_ALPHA[mode]))), icc, _palette_note(mode))
     if mode == "P":
-        if "transparency" in image.info:
+        # A palette may hold the alpha itself: Pillow makes such ones when it quantizes RGBA.
+        if image.has_transparency_data:
             return Decoded(*_split(_copy(image, _as("RGBA"))), icc, _palette_note(mode))
         return Decoded(_copy(image, _as("RGB")), None, icc, _palette_note(mode))
     if mode == "CMYK":

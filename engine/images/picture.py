@@ -79,8 +79,12 @@ def picture_from_array(array: Array) -> Picture:
     """Wrap a [H, W] or [H, W, C] array, C = 1 gray, 2 gray + alpha, 3 RGB, 4 RGB + alpha.
 
     uint8 and uint16 span their full range; float16, float32 and float64 are 0..1 (kept as float32).
-    Raises ImageError for any other dtype or shape, and for NaN or infinite values.
+    Raises ImageError for any other dtype or shape, for NaN or infinite values, and for a masked array that hides some.
     """
+    if np.ma.is_masked(array):
+        raise ImageError("masked array that hides pixels, which have no colour then; give array.filled(value)")
+    # Subclasses (numpy.matrix, numpy.memmap) may index in their own ways.
+    array = np.asarray(array)
     if array.dtype.newbyteorder("=").name not in _ARRAY_DTYPES:
         raise ImageError(f"array of dtype {array.dtype}; expected {', '.join(_ARRAY_DTYPES)} (float in 0..1)")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)) or array.size == 0:
@@ -112,8 +116,21 @@ def picture_from_pil(image: Image.Image) -> Picture:
     """Copy the current frame of a Pillow image.
 
     The pixels stay as Pillow shows them: an EXIF orientation is not applied but stays in `exif`, so that the result
-    and the source still turn the same way. Raises ImageError for modes without a stated range (such as "I" or "LAB").
+    and the source still turn the same way. Raises ImageError for modes without a stated range (such as "I" or "LAB"),
+    for an image without pixels, and for one that was closed or whose file is damaged or truncated.
     """
+    if 0 in image.size:
+        raise ImageError(f"Pillow image of {image.width} x {image.height} px; expected at least one pixel")
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    # Pillow decodes a file when its pixels are first asked for: what a closed or damaged one leads it to comes here.
+    except Exception as error:
+        raise ImageError(
+            f"Pillow can't give the pixels ({error}); the image was closed, or its file is damaged or truncated: "
+            "open a whole copy, and close it after the call"
+        ) from error
     decoded = decode_mode(image)
     if decoded.alpha is not None and decoded.pixels.dtype == np.uint16:
         raise ImageError("Pillow holds no 16-bit image with alpha; pass NumPy arrays or a file's path instead")
