@@ -19,8 +19,11 @@ from tilefuse.commands import measuring
 from tilefuse.commands.warm import warm
 from tilefuse.errors import TilefuseError, UsageError
 from tilefuse.interruptible import still_working
+from tilefuse.standard_streams import abandon_output, prepare_streams
 
-INTERRUPTED, TERMINATED, OUT_OF_MEMORY = 130, 143, 5
+INTERRUPTED, READER_GONE, TERMINATED, OUT_OF_MEMORY, NOT_WRITTEN = 130, 141, 143, 5, 2
+# What click and rich leave with when the reader of standard output went away; nothing of ours does.
+_OUTPUT_CLOSED = 1
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -305,6 +308,7 @@ cli.add_command(measuring.compare)
 
 def main() -> None:
     """Run the command line; a named error becomes one line on standard error and its exit code."""
+    prepare_streams()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         _run_cli()
@@ -339,10 +343,15 @@ def _run_cli() -> None:
             "interrupted; nothing unfinished stands under an output's name; a streamed job goes on with --resume",
             INTERRUPTED,
         )
-    except BrokenPipeError:
-        # The reader of our output went away; nothing is left to say to it.
-        sys.stderr.close()
-        sys.exit(0)
+    except SystemExit as stop:
+        sys.exit(READER_GONE if stop.code == _OUTPUT_CLOSED else stop.code)
+    except OSError as error:
+        from tilefuse.images.outputs import shown
+
+        abandon_output()
+        reason = error.strerror or str(error)
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(shown(f"the system refused to go on: {reason}{where}; check where the output goes"), NOT_WRITTEN)
 
 
 def _warn(
