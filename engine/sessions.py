@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Generic, TypeVar
 
 from tilefuse.backends.base import Session
 from tilefuse.backends.pixels import PixelSession
+from tilefuse.errors import UsageError
 
 Key = TypeVar("Key")
 
@@ -26,7 +28,8 @@ class Room(Generic[Key]):
 class SessionCache(Generic[Key]):
     """Compiles a session at its first use and keeps the last few; two threads never compile the same one twice.
 
-    With `room`, older sessions are given up before one is compiled that would not fit beside them.
+    With `room`, older sessions are given up before one is compiled that would not fit beside them. The threads of what
+    was compiled do not follow into a process that is forked afterwards: there it would crash or wait for ever.
     """
 
     def __init__(
@@ -40,11 +43,24 @@ class SessionCache(Generic[Key]):
         self._room = room
         self._lock = Lock()
         self._sessions: OrderedDict[Key, Session | PixelSession] = OrderedDict()
+        self._process = 0
 
     def get(self, key: Key) -> Session | PixelSession:
-        """Return the session for `key`, compiling it when it is not there."""
+        """Return the session for `key`, compiling it when it is not there.
+
+        Raises:
+            UsageError: this process was forked from the one that compiles.
+        """
+        # Before the lock, which another thread may have held at the fork.
+        if self._process not in (0, os.getpid()):
+            raise UsageError(
+                f"the engine ran in process {self._process}, and this one was forked from it without the threads "
+                'of its backend; start workers with multiprocessing\'s "spawn" (multiprocessing_context="spawn" of a '
+                "DataLoader), or run nothing before they are forked"
+            )
         with self._lock:
             if key not in self._sessions:
+                self._process = os.getpid()
                 self._make_room(key)
                 self._sessions[key] = self._compile(key)
             self._sessions.move_to_end(key)
