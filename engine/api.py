@@ -56,7 +56,10 @@ __all__ = ["Engine", "Report", "SessionKey", "load"]
 
 @dataclass(frozen=True, eq=False)
 class Engine(Embedded):
-    """A loaded model with a chosen backend. Immutable, and safe to call from many threads at once."""
+    """A loaded model with a chosen backend. Immutable, and safe to call from many threads at once.
+
+    Pickling sends the model and the options, for workers that multiprocessing spawns: who serves is chosen there.
+    """
 
     model: Model
     options: Options
@@ -83,6 +86,12 @@ class Engine(Embedded):
     def scale(self) -> Fraction:
         """Output pixels per input pixel along an edge."""
         return self.footprint.scale
+
+    def __reduce__(self) -> tuple[Callable[[Model, Options], Engine], tuple[Model, Options]]:
+        return _engine, (self.model, self.options)
+
+    def __deepcopy__(self, _copied: dict[int, object]) -> Engine:
+        return self
 
     def plan(self, height: int, width: int, *, channels: int = 3, dtype: str = "uint8") -> Plan:
         """Plan an image of height x width pixels; nothing runs.
@@ -374,7 +383,10 @@ def load(
         BackendError: no backend can serve, each with its reason.
     """
     options = Options.parse(device, backend, precision, tile, halo, schedule, memory, cache_dir, measure_seconds)
-    model = load_model(source)
+    return _engine(load_model(source), options)
+
+
+def _engine(model: Model, options: Options) -> Engine:
     candidates = choose(model, options)
     device = candidates[0].device
     budget = Budget(device, options.request.memory)

@@ -70,6 +70,10 @@ class Graph:
             if name not in defined:
                 raise ModelError(f"graph: the output {name!r} is defined by no node")
 
+    def __reduce__(self) -> tuple[type[Graph], tuple[object, ...]]:
+        # For workers of other processes: the read-only view of the weights can't be sent.
+        return Graph, (self.inputs, self.nodes, self.outputs, dict(self.weights))
+
     def evaluate(self, *inputs: Tensor) -> list[Tensor]:
         """Run the graph in plain torch and return its outputs; a value is freed after its last use.
 

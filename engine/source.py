@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tilefuse.backends import registry
 from tilefuse.capture import from_module, from_onnx, inference_mode_of
@@ -36,7 +38,12 @@ def load_model(source: str | os.PathLike[str] | nn.Module) -> Model:
         ModelError: nothing of that name, a damaged or unsafe file, or an architecture nobody recognises.
     """
     if isinstance(source, nn.Module):
-        return _from_module(source, type(source).__name__, {}, [])
+        return _from_module(in_float32(source), type(source).__name__, {}, [])
+    if not isinstance(source, str | os.PathLike):
+        raise ModelError(
+            f"{type(source).__name__} is no model; give a bundled name, the path of a checkpoint or .onnx file, or a "
+            "torch.nn.Module (an object of it, not its class or its state dict)"
+        )
     path = Path(source)
     if path.suffix.lower() == ".onnx":
         return _from_onnx(path)
@@ -47,6 +54,26 @@ def load_model(source: str | os.PathLike[str] | nn.Module) -> Model:
     examples = [torch.rand(1, *shape) for shape in descriptor.inputs.values()]
     model = _from_module(module, str(source) if is_name else path.name, details, examples)
     return replace(model, value_range=descriptor.value_range)
+
+
+def in_float32(module: nn.Module) -> nn.Module:
+    """Return a module whose weights are float32: itself, or a copy, as precision is the backends' affair.
+
+    Raises:
+        ModelError: its weights have no values yet, or it can't be copied.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    if any(tensor.is_meta or is_lazy(tensor) for tensor in tensors):
+        raise ModelError(f"{type(module).__name__}: its weights have no values yet; load them, or call it once, before")
+    if all(tensor.dtype == torch.float32 for tensor in tensors if tensor.is_floating_point()):
+        return module
+    try:
+        return deepcopy(module).float()
+    # A stranger's module may raise anything when it is copied.
+    except Exception as error:
+        raise ModelError(
+            f"{type(module).__name__} can't be copied to take its weights in float32: {error}; give module.float()"
+        ) from error
 
 
 def _from_module(module: nn.Module, name: str, details: Mapping[str, str], examples: Sequence[Tensor]) -> Model:

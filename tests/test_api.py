@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -258,3 +260,44 @@ def test_loading_leaves_a_module_as_it_was() -> None:
     tilefuse.load(module)
     assert module.training
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+def half_way(dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3, padding=1)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_module_of_another_precision_runs_on_its_weights(dtype: torch.dtype) -> None:
+    module = half_way(dtype)
+    image = torch.rand(3, 9, 11, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = half_way(dtype).float().eval()(image[None])[0]
+    assert (tilefuse.load(module)(image) - expected).abs().max() <= 1e-5
+    assert {tensor.dtype for tensor in module.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (half_way(torch.float32).to("meta"), "no values yet"),
+        (nn.Sequential(nn.LazyConv2d(3, 3)), "no values yet"),
+        (half_way(torch.float32).state_dict(), "OrderedDict is no model"),
+        (nn.Module, "not its class"),
+        (None, "NoneType is no model"),
+        (b"espcn-x4", "bytes is no model"),
+    ],
+)
+def test_what_is_no_source_is_named(source: object, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        tilefuse.load(source)  # type: ignore[arg-type]
+
+
+def test_an_engine_goes_to_other_processes(engine: tilefuse.Engine, photograph: np.ndarray) -> None:
+    expected = engine(photograph)
+    sent = pickle.loads(pickle.dumps(engine))  # noqa: S301 - our own
+    assert np.array_equal(sent(photograph), expected)
+    assert sent.options == engine.options
+    with pytest.raises(TypeError):
+        sent.model.graph.weights["new"] = torch.zeros(1)
+    assert copy.deepcopy(engine) is engine
