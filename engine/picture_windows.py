@@ -66,7 +66,10 @@ def _run_windows(
     if plan.rows and engine.model.graph is not None:
         rows_in = ArrayReader(job.source, engine.model.image_channels[0])
         rows_out = _Telling(ArrayWriter(job.result), stored)
-        return job.result, run_rows(engine.model.graph, grid, rows_in, rows_out, plan.device, progress)
+        # The estimate allows as much again as the network's own: a quarter of that is left to holes between rows.
+        spare = max(plan.memory_bytes - plan.peak_bytes, plan.peak_bytes // 8)
+        graph, device = engine.model.graph, plan.device
+        return job.result, run_rows(graph, grid, rows_in, rows_out, device, progress, spare_bytes=spare)
     kept = PixelKeeper()
     if _takes_pixels(engine, job):
         reader: Any = PixelReader(cast(Integers, job.source))

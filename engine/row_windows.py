@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,7 @@ from tilefuse.backends.precision import exact_fp32
 from tilefuse.backends.torch_eager import laid_out, layout
 from tilefuse.execute import Execution, Progress, WindowReader, WindowWriter, execute
 from tilefuse.graph import Graph
-from tilefuse.machine import cpu_threads
+from tilefuse.machine import cpu_threads, release_memory
 from tilefuse.row_planner import BACKEND
 from tilefuse.streaming import RowStream
 from tilefuse.tiling import Grid, Span, Window
@@ -37,10 +37,15 @@ def run_rows(
     device: str,
     progress: Progress | None = None,
     windows: Sequence[int] | None = None,
+    *,
+    spare_bytes: int = 1 << 30,
 ) -> Execution:
-    """Run the stripes of a grid that `row_grid` made, all or those listed; `execute` says what it raises."""
+    """Run the stripes of a grid that `row_grid` made, all or those listed; `execute` says what it raises.
+
+    On a CPU freed memory is given back to the system before there is more of it than `spare_bytes`.
+    """
     rows = _RowReader(reader)
-    runner = _RowRunner(graph, grid, rows, device)
+    runner = _RowRunner(graph, grid, rows, device, _Freed(spare_bytes) if device == "cpu" else lambda _: None)
     return execute(grid, runner, rows, _RowWriter(writer), progress=progress, windows=windows)
 
 
@@ -64,22 +69,40 @@ class _RowWriter:
         self._writer.write(window, core.values)
 
 
+class _Freed:
+    """Counts freed bytes: rows of ever other sizes leave holes in the C library's heap that nothing fits in.
+
+    EDSR x2 at 1500x600 grew by 450 to 580 MiB of 300 allowed, with holes given back by 240.
+    """
+
+    def __init__(self, spare_bytes: int) -> None:
+        self._spare = spare_bytes
+        self._count = 0
+
+    def __call__(self, count: int) -> None:
+        self._count += count
+        if self._count > self._spare:
+            self._count = 0
+            release_memory()
+
+
 class _RowRunner:
     """Sends windows through one pass over the image; a window that does not follow the last one begins another pass."""
 
-    def __init__(self, graph: Graph, grid: Grid, reader: _RowReader, device: str) -> None:
+    def __init__(self, graph: Graph, grid: Grid, reader: _RowReader, device: str, freed: Callable[[int], None]) -> None:
         torch.set_num_threads(cpu_threads())
         self._graph = laid_out(graph.to(device=device))
         self._grid = grid
         self._reader = reader
         self._device = device
+        self._freed = freed
         self._stream: RowStream | None = None
         self._next = 0
 
     def run(self, tile: Rows) -> tuple[Rows, bool]:
         y = tile.window.y
         if self._stream is None or self._next != y.core_start:
-            self._stream = RowStream(self._graph, *self._grid.padded, first=y.core_start)
+            self._stream = RowStream(self._graph, *self._grid.padded, first=y.core_start, freed=self._freed)
         self._next = y.core_stop
 
         def read(start: int, stop: int) -> Tensor:

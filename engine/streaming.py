@@ -23,16 +23,20 @@ ReadRows = Callable[[int, int], Tensor]
 class RowStream:
     """One pass over images of `height` x `width`, both of sizes that the network takes, from output row `first` on.
 
-    It holds the rows that the pass still needs; `RowSchedule` says which, and what it raises.
+    It holds the rows that the pass still needs; `RowSchedule` says which, and what it raises. `freed` is told how many
+    bytes of tensors it let go of.
     """
 
-    def __init__(self, graph: Graph, height: int, width: int, first: int = 0) -> None:
+    def __init__(
+        self, graph: Graph, height: int, width: int, first: int = 0, freed: Callable[[int], None] = lambda _: None
+    ) -> None:
         self._graph = unfuse(graph)
         channels = self._graph.inputs[0].shape[1] or 1
         self._schedule = RowSchedule(self._graph, (1, channels, height, width), first)
         self._rows: dict[str, Tensor] = {}
         self._starts: dict[str, int] = {}
         self._emitted = first
+        self._freed = freed
 
     @property
     def rows(self) -> int:
@@ -73,22 +77,32 @@ class RowStream:
         self._extend(node.output, run.start, node.op.apply(*inputs)[:, :, run.start - origin : run.stop - origin])
 
     def _extend(self, name: str, start: int, rows: Tensor) -> None:
-        held = self._rows.get(name)
+        held = self._rows.pop(name, None)
         if held is None:
             self._starts[name] = start
-        self._rows[name] = rows if held is None else torch.cat((held, rows), 2)
+            self._rows[name] = rows
+            return
+        self._rows[name] = torch.cat((held, rows), 2)
+        gone = held.nbytes + rows.nbytes
+        del held, rows
+        self._freed(gone)
 
     def _release(self, release: Release) -> None:
         held = self._rows.get(release.name)
         if held is None:
             return
         gone = release.row - self._starts[release.name]
+        if gone <= 0:
+            return
         if gone >= held.shape[2]:
             del self._rows[release.name]
-        elif gone > 0:
+        else:
             # A copy: a view would keep the rows in front of it.
             self._rows[release.name] = held[:, :, gone:].clone()
             self._starts[release.name] = release.row
+        count = held.nbytes
+        del held
+        self._freed(count)
 
 
 def peak_bytes(graph: Graph, height: int, width: int, stripe: int, stops: Sequence[int]) -> int:

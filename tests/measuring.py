@@ -92,7 +92,8 @@ class Slow(FakeBackend):
         CLOCK.now += self.compiling
         session = super().compile(model, shapes, device=device, precision=precision, threads=threads)
         assert isinstance(session, FakeSession)
-        return FakeSession(model, self.delay + self.a_pixel * prod(shapes[0][2:]) ** self.power, self.error, [self.first])
+        delay = self.delay + self.a_pixel * prod(shapes[0][2:]) ** self.power
+        return FakeSession(model, delay, self.error, [self.first])
 
 
 def backends(monkeypatch: pytest.MonkeyPatch, *fakes: FakeBackend) -> None:

@@ -146,9 +146,23 @@ def encoders(folder: str) -> None:
     print(json.dumps(growth))
 
 
+def rows(memory: str) -> None:
+    """Run an image that is held in memory by the row schedule and print the growth and the estimate."""
+    engine = tilefuse.load("compact-x4", schedule="rows", memory=memory)
+    engine(np.zeros((48, 48, 3), np.uint8))
+    image = np.random.default_rng(0).integers(0, 256, (400, 1000, 3), np.uint8)
+    estimated = engine.plan(400, 1000).peak_bytes
+    release_memory()
+    before = reset_peak()
+    engine(image)
+    print(json.dumps({"growth_bytes": resident("VmHWM") - before, "estimated_bytes": estimated}))
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "job":
         job(*sys.argv[2:6])
+    elif sys.argv[1] == "rows":
+        rows(sys.argv[2])
     elif sys.argv[1] == "encoders":
         encoders(sys.argv[2])
     else:

@@ -109,6 +109,14 @@ def test_webp_says_what_its_encoder_holds() -> None:
         check_webp_memory(info, 512 * MIB)
 
 
+@pytest.mark.thorough
+def test_rows_of_a_held_image_stay_within_the_budget() -> None:
+    found = measured("rows", "112MiB")
+    assert found["growth_bytes"] <= 112 * MIB
+    # The estimate is what the least stripes are chosen by.
+    assert found["growth_bytes"] == pytest.approx(found["estimated_bytes"], rel=0.2)
+
+
 def test_webp_is_held_by_this_machine_whatever_a_gpu_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tilefuse import streamed_job
     from tilefuse.storage.base import RasterInfo
