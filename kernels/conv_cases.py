@@ -152,6 +152,11 @@ CASES: tuple[Case, ...] = (
     _conv("u-net", inputs=64, outputs=128, scale=2, kernel=4, activation="leaky_relu"),
     _transposed("u-net", inputs=128, outputs=64, scale=2, kernel=2),
     _conv("u-net", inputs=64, outputs=64, residuals=(1,), activation="relu", activation_last=True),
+    *(_conv("autoencoder", inputs=a, outputs=b, kernel=4, scale=2) for a, b in ((32, 48), (48, 64))),
+    *(
+        _transposed("autoencoder", inputs=32, outputs=3, kernel=8, scale=8, residuals=(1,), out=out)
+        for out in (None, BYTES, WORDS)
+    ),
     _conv("head", inputs=64, outputs=1024, kernel=1),
     _conv("head", inputs=784, outputs=400, kernel=1, activation="relu"),
     _conv("head", inputs=512, outputs=1, kernel=1, activation="sigmoid"),

@@ -63,15 +63,17 @@ def pick_config(layer: Layer, x_dtype: torch.dtype, *, affine: bool, target: int
     if dtype == torch.float32:
         block_n = min(power_of_two(max(columns, 16)), 32 if affine else 64)
         return ConvConfig("pointer", (1, 64), block_n, block_k, is_flat(layer), warps=8, stages=2)
+    # A few outputs at each of many positions: their addresses take the registers of half the columns.
+    widest = 64 if layer.spread != (1, 1) and layer.outputs < FEWEST_ROWS else 128
     if target >= 90 and x_dtype in HALVES and not affine and takes_tma(layer):
-        if columns >= 128:
+        if min(columns, widest) >= 128:
             return ConvConfig("tma", (8, 16), 128, block_k, warps=8, stages=3)
         # A pixel shuffle's addresses take the registers that a wider tile would.
         if columns > 32 and layer.spread == (1, 1):
             return ConvConfig("tma", (16, 16), 64, block_k, swap=True, warps=8, stages=3)
-        block_n = power_of_two(max(columns, 16))
+        block_n = min(power_of_two(max(columns, 16)), widest)
         return ConvConfig("tma", (8, 16), block_n, block_k, warps=8 if block_n > 32 else 4, stages=3)
-    block_n = 128 if columns >= 128 else power_of_two(max(columns, 16))
+    block_n = min(power_of_two(max(columns, 16)), widest)
     stages = 2 if x_dtype in IMAGES or affine else 3
     # Before sm_90 accumulators and addresses share the registers that wgmma leaves free.
     pixels = 64 if target < 90 and block_n == 64 else 128

@@ -97,6 +97,11 @@ class Epilogue:
     levels: bool = False
     flag: Tensor | None = None
 
+    @property
+    def is_clamped(self) -> bool:
+        """Tell whether a limit is set: None and an infinite one, as `numbers` writes it, leave their side open."""
+        return self.low not in (None, -math.inf) or self.high not in (None, math.inf)
+
     def result_dtype(self, x: Tensor, weight: Tensor) -> torch.dtype:
         """Give the type of the result for an input and a weight."""
         if self.out_dtype is not None:
@@ -122,7 +127,7 @@ class Epilogue:
             "SLOPES": 0 if self.slopes is None else self.slopes.shape[0],
             "KIND": self.activation,
             "LAST": self.activation_last,
-            "CLAMP": self.low is not None or self.high is not None,
+            "CLAMP": self.is_clamped,
             "AFFINE": (self.output_scale, self.output_shift) != (1.0, 0.0),
             **dict(zip(numbers, self.numbers(), strict=True)),
         }

@@ -56,8 +56,7 @@ def takes_ring(layer: Layer, epilogue: Epilogue, x_dtype: torch.dtype, out_dtype
     plain = (
         not epilogue.residuals
         and epilogue.activation in KINDS
-        and epilogue.low is None
-        and epilogue.high is None
+        and not epilogue.is_clamped
         and (epilogue.output_scale, epilogue.output_shift, epilogue.shuffle) == (1.0, 0.0, 1)
     )
     return same and wide and halves and plain

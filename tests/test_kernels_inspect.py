@@ -25,8 +25,12 @@ from tilefuse.export.generators.rrdbnet import RRDBNet
 from tilefuse.export.generators.span import SPAN
 from tilefuse.export.generators.srresnet import SRResNet
 from tilefuse.kernels.aot import Row, compile_launch, judge
+from tilefuse.kernels.chain import Inner, pack_chain, run_chain
 from tilefuse.kernels.conv_cases import CASES, conv_cases
 from tilefuse.kernels.conv_config import pick_config
+from tilefuse.kernels.convolve import plan_launch, run_layer
+from tilefuse.kernels.epilogue import Epilogue, Prologue
+from tilefuse.kernels.launch import Launch
 from tilefuse.kernels.layer import Layer, pack_conv2d, pack_conv_transpose2d
 from tilefuse.kernels.registry import launches
 from tilefuse.kernels.toolchain import interpreted
@@ -122,6 +126,31 @@ def test_a_process_that_interprets_is_told_that_it_cannot_compile():
 def test_no_launch_is_compiled_twice(target):
     keys = [launch.key() for launch in launches(target)]
     assert len(keys) == len(set(keys)) > 100
+
+
+@pytest.mark.parametrize("limits", [{}, {"low": 0.0}, {"high": 1.0}], ids=str)
+def test_a_run_launches_what_the_gate_compiles(limits, monkeypatch):
+    """The operators a session calls take an open limit as an infinite one, and must not compile to a clamp for it."""
+    if not interpreted():
+        pytest.skip("without a GPU only the interpreter runs kernels")
+    launched = list[Launch]()
+    monkeypatch.setattr(Launch, "run", lambda launch: launched.append(launch))
+    layer = pack_conv2d(torch.zeros(64, 64, 3, 3, dtype=torch.float16), padding=(1, 1, 1, 1))
+    x, epilogue = torch.zeros(1, 16, 16, 64, dtype=torch.float16), Epilogue(bias=torch.zeros(64), **limits)
+    out = run_layer(x, layer, epilogue=epilogue)
+    planned = plan_launch(x, layer, Prologue(), epilogue, out, capability=90)
+    last = pack_conv2d(torch.zeros(12, 16, 3, 3, dtype=torch.float16), padding=(1, 1, 1, 1), shuffle=2)
+    chain = pack_chain([Inner(pack_conv2d(torch.zeros(16, 3, 3, 3, dtype=torch.float16), padding=(1, 1, 1, 1)))], last)
+    run_chain(x[..., :3].contiguous(), chain, epilogue=Epilogue(shuffle=2, **limits))
+    assert launched[0].key() == planned.key()
+    assert [launch.arguments["CLAMP"] for launch in launched] == [bool(limits)] * 2
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_few_outputs_at_many_positions_take_narrow_blocks(target):
+    """192 columns of 8 x 8 positions: the addresses of 128 of them spill."""
+    case = next(case for case in CASES if case.network == "autoencoder" and case.outputs == 3)
+    assert case.launch(torch.float16, target).config.block_n == 64
 
 
 ZOO = {

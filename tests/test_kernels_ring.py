@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ def test_it_takes_wide_same_layers_with_a_plain_epilogue() -> None:
     assert takes_ring(layer(), PLAIN, HALF, HALF)
     assert takes_ring(layer(dtype=torch.bfloat16), PLAIN, torch.bfloat16, torch.bfloat16)
     others = [layer(inputs=32), layer(outputs=48), layer(kernel=5), layer(dtype=torch.float32), layer(stride=(2, 2))]
+    assert takes_ring(layer(), replace(PLAIN, low=-math.inf, high=math.inf), HALF, HALF)
     assert not any(takes_ring(each, PLAIN, each.weight.dtype, each.weight.dtype) for each in others)
     assert not takes_ring(layer(), PLAIN, torch.uint8, HALF)
     assert not takes_ring(layer(), PLAIN, HALF, torch.uint8)
