@@ -18,7 +18,7 @@ from tilefuse.cli_latents import classify, compress, decompress, reconstruct
 from tilefuse.commands import measuring
 from tilefuse.commands.warm import warm
 from tilefuse.errors import TilefuseError, UsageError
-from tilefuse.interruptible import still_working
+from tilefuse.interruptible import Terminated, still_working
 from tilefuse.standard_streams import abandon_output, prepare_streams
 
 INTERRUPTED, READER_GONE, TERMINATED, OUT_OF_MEMORY, NOT_WRITTEN = 130, 141, 143, 5, 2
@@ -338,11 +338,11 @@ def _run_cli() -> None:
         _fail(shown(str(error)), error.exit_code)
     except MemoryError:
         _fail("memory ran out; give --memory a budget, or a smaller --tile", OUT_OF_MEMORY)
-    except (KeyboardInterrupt, click.Abort):
-        _fail(
-            "interrupted; nothing unfinished stands under an output's name; a streamed job goes on with --resume",
-            INTERRUPTED,
-        )
+    except (KeyboardInterrupt, click.Abort) as stop:
+        # Click puts an exception of its own in place of the interruption.
+        cause = stop.__cause__ if isinstance(stop, click.Abort) else stop
+        word, code = ("terminated", TERMINATED) if isinstance(cause, Terminated) else ("interrupted", INTERRUPTED)
+        _fail(f"{word}; {str(cause or '') or 'nothing unfinished stands under the name of an output'}", code)
     except SystemExit as stop:
         sys.exit(READER_GONE if stop.code == _OUTPUT_CLOSED else stop.code)
     except OSError as error:
@@ -374,4 +374,4 @@ def _fail(message: str, code: int) -> None:
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
-    sys.exit(TERMINATED)
+    raise Terminated

@@ -18,6 +18,10 @@ GRACE_SECONDS = 1.0
 THREAD_NAME = "tilefuse-work"
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: whoever cleans up after Ctrl-C does so after it."""
+
+
 def run_interruptibly(work: Callable[[Callable[[], bool]], Result]) -> Result:
     """Run `work(cancelled)` and return its result or raise its error.
 
@@ -40,7 +44,7 @@ def run_interruptibly(work: Callable[[Callable[[], bool]], Result]) -> Result:
         while thread.is_alive():
             thread.join(_STEP_SECONDS)
     except BaseException:
-        # KeyboardInterrupt, SystemExit: whatever interrupts goes on once the work has been told.
+        # KeyboardInterrupt, Terminated: whatever interrupts goes on once the work has been told.
         stop.set()
         thread.join(GRACE_SECONDS)
         raise

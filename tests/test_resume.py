@@ -374,7 +374,9 @@ def test_a_signal_stops_within_two_seconds_and_the_job_goes_on(tmp_path: Path, s
         running.stdout.read()
         assert running.wait() == code
         seconds = time.monotonic() - sent_at
-        assert "Traceback" not in running.stderr.read()
+        told = running.stderr.read()
+    assert told.endswith(f"; what is done of {output} is kept: the same command with --resume goes on\n")
+    assert "Traceback" not in told
     print(f"stopped in {seconds:.2f} s")
     assert seconds < 2
     assert not output.exists()

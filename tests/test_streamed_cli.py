@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tests.test_cli import MODEL, one_line, tilefuse
+from tilefuse.api import Engine
 from tilefuse.commands.inputs import Pair
 from tilefuse.commands.progress import Pixels
+from tilefuse.interruptible import Terminated
 from tilefuse.job_files import JobFiles
 from tilefuse.journal import Journal
 
@@ -52,8 +55,8 @@ def test_errors_are_collected_and_the_whole_goes_on_with_resume(folder: Path, tm
     out = tmp_path / "out"
     result = tilefuse("run", folder, "-o", out, "-m", MODEL, "--jobs", 2)
     assert result.exit_code == 7
-    assert "1 of 4 images failed" in result.stderr
-    one_line(tilefuse("run", folder, "-o", out, "-m", MODEL), 2, "already exists")
+    assert "1 of 4 images failed; the same command with --resume goes on and keeps what is done\n" in result.stderr
+    one_line(tilefuse("run", folder, "-o", out, "-m", MODEL), 2, "already exists; give --resume to keep what is done")
     (folder / "c.npy").write_bytes(good)
     before = (out / "a.png").stat().st_mtime_ns
     result = tilefuse("run", folder, "-o", out, "-m", MODEL, "--resume", "--json")
@@ -62,6 +65,80 @@ def test_errors_are_collected_and_the_whole_goes_on_with_resume(folder: Path, tm
     assert (out / "a.png").stat().st_mtime_ns == before
     result = tilefuse("run", folder, "-o", out, "-m", MODEL, "--resume")
     assert (result.exit_code, result.stderr) == (0, "tilefuse: every output is there and complete\n")
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_many_that_are_stopped_say_what_is_done_and_go_on(
+    folder: Path, tmp_path: Path, stop: type[BaseException], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    command = ("run", folder, "-m", MODEL, "--tile", 16)
+    assert tilefuse(*command, "-o", whole).exit_code == 0
+    run_file = Engine.run_file
+
+    def stopped_at_c(engine: Engine, source: Path, output: Path, **options: object) -> object:
+        if source.name == "c.npy":
+            raise stop
+        return run_file(engine, source, output, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "run_file", stopped_at_c)
+        result = tilefuse(*command, "-o", out)
+    assert result.exit_code == code
+    words = "the same command with --resume goes on and keeps what is done"
+    assert re.search(rf"; 2 of 4 images are done; {words}\n$", result.stderr), result.stderr
+    result = tilefuse(*command, "-o", out, "--resume")
+    assert result.exit_code == 0
+    assert re.fullmatch(r"tilefuse: 2 of 4 outputs are there and complete; they are kept\n", result.stderr)
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
+    for path in whole.iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes()
+
+
+def test_old_outputs_are_not_taken_for_new_ones(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    command = ("run", folder, "-o", out, "-m", MODEL, "--tile", 16)
+    assert tilefuse(*command).exit_code == 0
+    monkeypatch.setattr(Engine, "run_file", interrupt)
+    result = tilefuse(*command, "--overwrite")
+    assert result.exit_code == 130
+    assert "0 of 4 images are done; --resume would keep outputs of an earlier run too" in result.stderr
+
+
+def interrupt(*arguments: object, **options: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_output_that_another_run_made_meanwhile_is_done(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run_file = Engine.run_file
+
+    def overtaken(engine: Engine, source: Path, output: Path, **options: object) -> object:
+        run_file(engine, source, output, **options)
+        return run_file(engine, source, output, **options)
+
+    monkeypatch.setattr(Engine, "run_file", overtaken)
+    command = ("run", folder, "-o", out, "-m", MODEL, "--tile", 16)
+    result = tilefuse(*command, "--resume")
+    assert (result.exit_code, result.output) == (0, "")
+    result = tilefuse(*command, "--overwrite")
+    assert result.exit_code == 0
+    shutil.rmtree(out)
+    assert tilefuse(*command).exit_code == 2
+
+
+def test_a_file_that_is_done_is_not_begun_again(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.png"
+    command = ("run", folder / "a.png", "-o", output, "-m", MODEL, "--tile", 16, "--resume")
+    assert tilefuse(*command).exit_code == 0
+    before = output.stat().st_mtime_ns
+    result = tilefuse(*command)
+    assert (result.exit_code, result.stderr) == (0, "tilefuse: every output is there and complete\n")
+    assert output.stat().st_mtime_ns == before
+    assert tilefuse(*command, "--overwrite").exit_code == 0
+    assert output.stat().st_mtime_ns != before
 
 
 def test_an_unfinished_run_is_not_overwritten_by_surprise(folder: Path, tmp_path: Path) -> None:

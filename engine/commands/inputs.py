@@ -24,10 +24,16 @@ class Pair:
     output: Path
 
 
-def pair_files(inputs: Sequence[str], output: str, *, overwrite: bool, resume: bool = False) -> list[Pair]:
+def finished(pair: Pair) -> bool:
+    """Tell whether an output is there and nothing is left to do for it."""
+    return pair.output.exists() and not JobFiles(pair.output).journal.exists()
+
+
+def pair_files(inputs: Sequence[str], output: str, *, overwrite: bool, resume: bool = False) -> tuple[list[Pair], int]:
     """Match inputs with outputs: one file to a file, or files, folders and globs into a folder.
 
-    With `resume`, files into a folder whose output is there and complete are left out.
+    With `resume`, those whose output is there and complete are left out, and counted; one file that is named together
+    with its output is still done anew when `overwrite` is asked for.
 
     Raises:
         ImageError: an input names nothing.
@@ -50,12 +56,17 @@ def pair_files(inputs: Sequence[str], output: str, *, overwrite: bool, resume: b
         taken[pair.output] = pair.source
         if pair.output.exists() and pair.source.exists() and pair.output.samefile(pair.source):
             raise UsageError(f"{pair.output}: the output is the input itself; choose another name")
-    if resume and not single:
-        pairs = [pair for pair in pairs if not pair.output.exists() or JobFiles(pair.output).journal.exists()]
-    for pair in pairs:
-        begun = resume and JobFiles(pair.output).journal.exists()
-        check_target(pair.output, overwrite=overwrite or begun)
-    return pairs
+    keep = resume and not (single and overwrite)
+    left = [pair for pair in pairs if not (keep and finished(pair))]
+    for pair in left:
+        begun = JobFiles(pair.output).journal.exists()
+        if not single and not resume and not overwrite and pair.output.exists() and not begun:
+            raise UsageError(
+                f"{pair.output}: already exists; give --resume to keep what is done and do the others, --overwrite to "
+                "do all anew, or another folder"
+            )
+        check_target(pair.output, overwrite=overwrite or (resume and begun))
+    return left, len(pairs) - len(left)
 
 
 def _expand(name: str) -> list[Path]:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 import tilefuse
 from tilefuse.api import Engine, Report
-from tilefuse.commands.inputs import Pair, pair_files
+from tilefuse.commands.inputs import Pair, finished, pair_files
 from tilefuse.commands.progress import Pixels
 from tilefuse.compiling import memory_budget
 from tilefuse.errors import ImageError, TilefuseError, UsageError
@@ -66,27 +66,55 @@ def parse_range(text: str | None) -> tuple[float, float] | None:
 
 def run_files(inputs: Sequence[str], output: str, options: RunOptions) -> int:
     """Run every input and return the exit status: 0, that of the only error, or 7 when some of several failed."""
-    pairs = pair_files(inputs, output, overwrite=options.overwrite, resume=options.resume)
+    pairs, kept = pair_files(inputs, output, overwrite=options.overwrite, resume=options.resume)
     if not pairs:
         click.echo("tilefuse: every output is there and complete", err=True)
         return 0
+    if kept:
+        click.echo(f"tilefuse: {kept} of {kept + len(pairs)} outputs are there and complete; they are kept", err=True)
     if len(pairs) == 1 and not os.path.lexists(pairs[0].source):
         raise ImageError(f"{pairs[0].source}: no such file; check the path")
     jobs = min(options.jobs, len(pairs))
-    engine = tilefuse.load(options.model, **_shared(options.load, jobs))  # type: ignore[arg-type]
-    errors: list[TilefuseError] = []
-    with progress_bars(Console(stderr=True), disable=not options.show_progress) as bars:
-        pixels = Pixels.of(bars, pairs)
-        if jobs == 1:
-            for pair in pairs:
-                _collect(engine, pair, options, pixels, errors, alone=len(pairs) == 1)
-        else:
-            _run_together(engine, pairs, options, pixels, errors, jobs)
+    outcomes: dict[Pair, TilefuseError | None] = {}
+    try:
+        engine = tilefuse.load(options.model, **_shared(options.load, jobs))  # type: ignore[arg-type]
+        with progress_bars(Console(stderr=True), disable=not options.show_progress) as bars:
+            pixels = Pixels.of(bars, pairs)
+            if jobs == 1:
+                for pair in pairs:
+                    _collect(engine, pair, options, pixels, outcomes, alone=len(pairs) == 1)
+            else:
+                _run_together(engine, pairs, options, pixels, outcomes, jobs)
+    except KeyboardInterrupt as stop:
+        raise type(stop)(what_next(pairs, outcomes)) from stop
+    errors = [error for error in outcomes.values() if error is not None]
     if errors:
-        click.echo(f"tilefuse: {len(errors)} of {len(pairs)} images failed", err=True)
+        left = _left(pairs, outcomes)
+        click.echo(f"tilefuse: {len(errors)} of {len(pairs)} images failed; {_how(left)}", err=True)
     if len(errors) == len(pairs) and len({error.exit_code for error in errors}) == 1:
         return errors[0].exit_code
     return SOME_FAILED if errors else 0
+
+
+def what_next(pairs: Sequence[Pair], outcomes: Mapping[Pair, TilefuseError | None]) -> str:
+    """Say what is done of `pairs` that were interrupted, and how to go on."""
+    left = _left(pairs, outcomes)
+    if len(pairs) > 1:
+        return f"{len(pairs) - len(left)} of {len(pairs)} images are done; {_how(left)}"
+    name = shown(pairs[0].output)
+    if JobFiles(pairs[0].output).journal.exists():
+        return f"what is done of {name} is kept: the same command with --resume goes on"
+    return f"nothing unfinished stands at {name}: the same command begins anew"
+
+
+def _left(pairs: Sequence[Pair], outcomes: Mapping[Pair, TilefuseError | None]) -> list[Pair]:
+    return [pair for pair in pairs if pair not in outcomes or outcomes[pair] is not None]
+
+
+def _how(left: Sequence[Pair]) -> str:
+    if any(finished(pair) for pair in left):
+        return "--resume would keep outputs of an earlier run too: give the same command again to replace them all"
+    return "the same command with --resume goes on and keeps what is done"
 
 
 def progress_bars(console: Console, *, disable: bool) -> Progress:
@@ -110,31 +138,42 @@ def _run_together(
     pairs: Sequence[Pair],
     options: RunOptions,
     pixels: Pixels,
-    errors: list[TilefuseError],
+    outcomes: dict[Pair, TilefuseError | None],
     jobs: int,
 ) -> None:
     pool = ThreadPoolExecutor(jobs, thread_name_prefix=THREAD_NAME)
     try:
-        waiting = {pool.submit(_collect, engine, pair, options, pixels, errors, alone=False) for pair in pairs}
+        waiting = {pool.submit(_collect, engine, pair, options, pixels, outcomes, alone=False) for pair in pairs}
         while waiting:
             # A short wait, or signals would not be seen until an image is done.
-            finished, waiting = wait(waiting, 0.1, FIRST_EXCEPTION)
-            for future in finished:
+            ended, waiting = wait(waiting, 0.1, FIRST_EXCEPTION)
+            for future in ended:
                 future.result()
     finally:
         pool.shutdown(wait=not waiting, cancel_futures=True)
 
 
 def _collect(
-    engine: Engine, pair: Pair, options: RunOptions, pixels: Pixels, errors: list[TilefuseError], *, alone: bool
+    engine: Engine,
+    pair: Pair,
+    options: RunOptions,
+    pixels: Pixels,
+    outcomes: dict[Pair, TilefuseError | None],
+    *,
+    alone: bool,
 ) -> None:
     """Run one image; of several, one that fails does not stop the others."""
     try:
         _run_one(engine, pair, options, pixels)
+        outcomes[pair] = None
     except TilefuseError as error:
+        if options.resume and not options.overwrite and finished(pair):
+            # Another run into the same folder has done it meanwhile.
+            outcomes[pair] = None
+            return
         if alone:
             raise
-        errors.append(error)
+        outcomes[pair] = error
         _event(options, "error", source=str(pair.source), message=str(error), code=error.exit_code)
         click.echo(f"tilefuse: {shown(str(error))}", err=True)
     finally:
