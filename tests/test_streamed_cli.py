@@ -18,6 +18,7 @@ from tests.test_cli import MODEL, one_line, tilefuse
 from tilefuse.api import Engine
 from tilefuse.commands.inputs import Pair
 from tilefuse.commands.progress import Pixels
+from tilefuse.errors import UsageError
 from tilefuse.interruptible import Terminated
 from tilefuse.job_files import JobFiles
 from tilefuse.journal import Journal
@@ -103,6 +104,22 @@ def test_old_outputs_are_not_taken_for_new_ones(folder: Path, tmp_path: Path, mo
     result = tilefuse(*command, "--overwrite")
     assert result.exit_code == 130
     assert "0 of 4 images are done; --resume would keep outputs of an earlier run too" in result.stderr
+
+
+def test_outputs_that_another_run_made_meanwhile_are_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken(engine: Engine, source: Path, output: Path, **options: object) -> None:
+        Path(output).write_bytes(b"another run's")
+        raise UsageError(f"{output}: already exists")
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(Engine, "run_file", taken)
+    result = tilefuse("run", folder, "-o", out, "-m", MODEL)
+    assert result.exit_code == 2
+    words = "4 of 4 images failed; the same command with --resume goes on and keeps what is done\n"
+    assert result.stderr.endswith(words), result.stderr
+    assert {path.read_bytes() for path in out.iterdir()} == {b"another run's"}
 
 
 def interrupt(*arguments: object, **options: object) -> None:

@@ -86,21 +86,21 @@ def run_files(inputs: Sequence[str], output: str, options: RunOptions) -> int:
             else:
                 _run_together(engine, pairs, options, pixels, outcomes, jobs)
     except KeyboardInterrupt as stop:
-        raise type(stop)(what_next(pairs, outcomes)) from stop
+        raise type(stop)(what_next(pairs, outcomes, overwrite=options.overwrite)) from stop
     errors = [error for error in outcomes.values() if error is not None]
     if errors:
         left = _left(pairs, outcomes)
-        click.echo(f"tilefuse: {len(errors)} of {len(pairs)} images failed; {_how(left)}", err=True)
+        click.echo(f"tilefuse: {len(errors)} of {len(pairs)} images failed; {_how(left, options.overwrite)}", err=True)
     if len(errors) == len(pairs) and len({error.exit_code for error in errors}) == 1:
         return errors[0].exit_code
     return SOME_FAILED if errors else 0
 
 
-def what_next(pairs: Sequence[Pair], outcomes: Mapping[Pair, TilefuseError | None]) -> str:
+def what_next(pairs: Sequence[Pair], outcomes: Mapping[Pair, TilefuseError | None], *, overwrite: bool) -> str:
     """Say what is done of `pairs` that were interrupted, and how to go on."""
     left = _left(pairs, outcomes)
     if len(pairs) > 1:
-        return f"{len(pairs) - len(left)} of {len(pairs)} images are done; {_how(left)}"
+        return f"{len(pairs) - len(left)} of {len(pairs)} images are done; {_how(left, overwrite)}"
     name = shown(pairs[0].output)
     if JobFiles(pairs[0].output).journal.exists():
         return f"what is done of {name} is kept: the same command with --resume goes on"
@@ -111,8 +111,9 @@ def _left(pairs: Sequence[Pair], outcomes: Mapping[Pair, TilefuseError | None]) 
     return [pair for pair in pairs if pair not in outcomes or outcomes[pair] is not None]
 
 
-def _how(left: Sequence[Pair]) -> str:
-    if any(finished(pair) for pair in left):
+def _how(left: Sequence[Pair], overwrite: bool) -> str:
+    # What stands there without --overwrite is another run's, of the same command.
+    if overwrite and any(finished(pair) for pair in left):
         return "--resume would keep outputs of an earlier run too: give the same command again to replace them all"
     return "the same command with --resume goes on and keeps what is done"
 
