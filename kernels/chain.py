@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,8 +16,8 @@ from tilefuse.kernels.convolve import check_call, pack_geometry, packing, run_la
 from tilefuse.kernels.epilogue import Epilogue, Kind, Prologue, Residual
 from tilefuse.kernels.launch import Launch
 from tilefuse.kernels.layer import Layer
-from tilefuse.kernels.tensors import no_result
-from tilefuse.kernels.toolchain import FLOATS, IMAGES, interpreted, require, require_nhwc, require_runnable, target
+from tilefuse.kernels.operators import operator
+from tilefuse.kernels.toolchain import FLOATS, IMAGES, emulated, require, require_nhwc, require_runnable, target
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +187,7 @@ def plan_launch(
     return Launch(
         f"chain {widths} {str(x.dtype).removeprefix('torch.')}", _chain_kernel,
         (_programs(config, last, out.shape),), arguments, config.warps, config.stages, config,
-        any(steps > 1 for steps in config.steps[1:]), exact,
+        any(steps > 1 for steps in config.steps[1:]), exact, config.registers,
     )  # fmt: skip
 
 
@@ -199,8 +199,7 @@ def _check(x: Tensor, chain: Chain, epilogue: Epilogue, out: Tensor | None) -> T
     require(x.dtype in (dtype, *IMAGES), "x", x.dtype, f"{dtype}, the weights', or uint8 or uint16")
     bfloat16 = torch.bfloat16 in (dtype, out.dtype if out is not None else epilogue.out_dtype)
     given = "bfloat16, which Triton's interpreter rounds wrongly"
-    # Without values a launch is planned for the compiler, whatever this process runs.
-    require(not (bfloat16 and interpreted()) or x.device.type == "meta", "a chain's type", given, "float32")
+    require(not (bfloat16 and emulated(x.device)), "a chain's type", given, "float32")
     # The last layer reads what its predecessors make: an image as large as x, of the weights' type.
     between = x.new_empty((1, 1, 1, chain.last.inputs), dtype=dtype).expand(*x.shape[:3], -1)
     made = check_call(between, chain.last, Prologue(), epilogue, out)
@@ -247,9 +246,9 @@ def _flat(link: Link) -> list[int]:
     return [link.inputs, link.columns, *link.kernel, *link.stride, *link.dilation, *link.start]
 
 
-@torch.library.custom_op(
+@operator(
     "tilefuse::chain",
-    mutates_args=("out", "scratch", "flag"),
+    writes=("out", "scratch", "flag"),
     schema="(Tensor(a!) out, Tensor(b!) scratch, Tensor x, Tensor weight, Tensor vectors, Tensor last, Tensor? bias, "
     "Tensor? slopes, Tensor? residual0, Tensor? residual1, Tensor(c!)? flag, int[] links, float[] link_slopes, "
     "str[] activations, int[] geometry, int[] upsample, float[] numbers, str activation, bool activation_last, "
@@ -276,7 +275,7 @@ def _run(
     activation: str,
     activation_last: bool,
     levels: bool,
-) -> None:
+) -> Iterable[Launch]:
     input_scale, slope, value0, scale0, value1, scale1, low, high, out_scale, out_shift = numbers
     tensors = [tensor for tensor in (residual0, residual1) if tensor is not None]
     each = zip(tensors, (scale0, scale1), (value0, value1), upsample, strict=False)
@@ -290,10 +289,8 @@ def _run(
         Link(i, c, (kh, kw), (sh, sw), (dh, dw), (y, x), cast(Kind, kind), number)
         for (i, c, kh, kw, sh, sw, dh, dw, y, x), kind, number in zip(parts, activations, link_slopes, strict=True)
     )
-    plan_launch(
+    launch = plan_launch(
         x, Chain(made, layer, weight, vectors), epilogue, out, scratch, capability=target(x.device),
-        input_scale=input_scale, emulated=interpreted(),
-    ).run()  # fmt: skip
-
-
-_run.register_fake(no_result)
+        input_scale=input_scale, emulated=emulated(x.device),
+    )  # fmt: skip
+    return (launch,)

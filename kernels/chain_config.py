@@ -12,6 +12,7 @@ from math import prod
 
 import torch
 
+from tilefuse.kernels.conv_config import MOST_REGISTERS
 from tilefuse.kernels.epilogue import Kind
 from tilefuse.kernels.layer import LEAST_COLUMNS, ONE, Layer
 from tilefuse.ops.base import Pair
@@ -23,6 +24,8 @@ MOST_COLUMNS = 64
 # A layer wider than this on both sides is bound by products, which tiles loaded by TMA feed better.
 FEW_CHANNELS = 32
 MOST_LAYERS = 8
+# Layers of a chain that 8 warps run before sm_90.
+SHORT = 4
 # Pixels of the last layer's input, height and width, tried in this order.
 TILES: tuple[Pair, ...] = ((16, 32), (16, 16), (8, 16), (8, 8))
 # Operations that cost as much as moving one byte: 40 % of 790 TFLOP/s in half precision, over 4.3 TB/s (an H200).
@@ -77,6 +80,7 @@ class ChainConfig:
         channels: of each layer's input as it lies in memory; depths, steps: of each layer's reduction.
         weights: where each layer's weight begins; buffers: where its result does in scratch (the last has none).
         scratch: elements of a program.
+        registers: as in `ConvConfig`.
     """
 
     tile: Pair
@@ -91,6 +95,7 @@ class ChainConfig:
     block_m: int = 64
     warps: int = 8
     stages: int = 3
+    registers: int = 0
 
     def __str__(self) -> str:
         return (
@@ -127,9 +132,11 @@ def pick_config(
         most = max(map(prod, config.regions))
         return replace(config, block_m=min(1 << (most - 1).bit_length(), 512))
     if config is not None and target < 90:
-        # Accumulators and addresses share the registers that wgmma leaves free; where the last layer is wide, those of
-        # its stores and residuals fill what 4 warps have.
-        return replace(config, block_m=32, warps=4 if links[-1].block_n == LEAST_COLUMNS else 8)
+        # Accumulators and addresses share the registers that wgmma leaves free. Stores and residuals of a wide last
+        # layer fill what 4 warps have; of the many layers of a long chain the compiler keeps too much alive for 8.
+        return replace(config, block_m=32, warps=8 if len(links) <= SHORT else 4)
+    if config is not None and target >= 100:
+        return replace(config, registers=MOST_REGISTERS)
     return config
 
 

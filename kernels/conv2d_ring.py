@@ -9,7 +9,7 @@ It can't run in Triton's interpreter and has not been run on a GPU yet; `ring_co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,8 +20,8 @@ from tilefuse.kernels.convolve import check_call, pack_geometry, unpack_geometry
 from tilefuse.kernels.epilogue import Epilogue, Kind, Prologue
 from tilefuse.kernels.launch import Launch
 from tilefuse.kernels.layer import Layer
+from tilefuse.kernels.operators import operator
 from tilefuse.kernels.ring_config import KINDS, pick_config, ring_missing, takes_ring
-from tilefuse.kernels.tensors import no_result
 from tilefuse.kernels.toolchain import Kernel, descriptor_strides, require, require_runnable, target
 
 try:
@@ -80,9 +80,9 @@ def plan_launch(x: Tensor, layer: Layer, epilogue: Epilogue, out: Tensor) -> Lau
     accepted = f"3x3 of one group, 64 -> 64 channels of a half type, with {', '.join(KINDS)}"
     require(takes_ring(layer, epilogue, x.dtype, out.dtype), "layer", given, accepted)
     for name, tensor in (("x", x), ("out", out)):
-        aligned = tensor.is_meta or tensor.data_ptr() % 16 == 0
         steps = [stride * tensor.element_size() for stride in descriptor_strides(tensor)[:3]]
-        require(aligned and all(step % 16 == 0 for step in steps), name, f"of steps {steps}", "multiples of 16 bytes")
+        whole = tensor.data_ptr() % 16 == 0 and all(step % 16 == 0 for step in steps)
+        require(whole, name, f"of steps {steps}", "multiples of 16 bytes")
     config = pick_config(layer)
     n, height, width, _ = out.shape
     (_, _, top), (_, _, left) = (axis.start for axis in layer.axes)
@@ -103,7 +103,7 @@ def plan_launch(x: Tensor, layer: Layer, epilogue: Epilogue, out: Tensor) -> Lau
     return Launch(name, _ring_kernel, grid, arguments, config.warps, 1, config, pipelined=True)
 
 
-@torch.library.custom_op("tilefuse::conv2d_ring", mutates_args=("out",))
+@operator("tilefuse::conv2d_ring", writes=("out",))
 def _run(
     out: Tensor,
     x: Tensor,
@@ -113,12 +113,9 @@ def _run(
     geometry: Sequence[int],
     slope: float,
     activation: str,
-) -> None:
+) -> Iterable[Launch]:
     epilogue = Epilogue(bias, cast(Kind, activation), slope, slopes)
-    plan_launch(x, unpack_geometry(weight, geometry), epilogue, out).run()
-
-
-_run.register_fake(no_result)
+    return (plan_launch(x, unpack_geometry(weight, geometry), epilogue, out),)
 
 
 def _descriptor(tensor: Tensor, block: list[int]) -> object:

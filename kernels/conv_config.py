@@ -10,12 +10,14 @@ from typing import Literal
 
 import torch
 
-from tilefuse.kernels.layer import Layer
+from tilefuse.kernels.layer import ONE, Layer
 from tilefuse.kernels.toolchain import IMAGES
 
 HALVES = (torch.float16, torch.bfloat16)
 # Wider layers stand at the stems of generators, on images smaller than a tile.
 WIDEST_TMA = 256
+# What a thread can have. The compiler spills on sm_100 with as few as 40 in use, unless it is told of this.
+MOST_REGISTERS = 255
 # Input channels from which a tap's are a step of the reduction, loaded as whole rows of 16 bytes and more.
 FEWEST_ROWS = 16
 
@@ -30,6 +32,7 @@ class ConvConfig:
         block_n, block_k: columns of a program, and steps of its reduction.
         flat: taps and channels form one index of the reduction (few channels).
         swap: channels, not pixels, are the rows of the matrix instruction.
+        registers: most of a thread, where the compiler would spill to keep more programs on a multiprocessor.
     """
 
     path: Literal["tma", "pointer", "depthwise"]
@@ -40,6 +43,7 @@ class ConvConfig:
     swap: bool = False
     warps: int = 4
     stages: int = 3
+    registers: int = 0
 
     @property
     def block_m(self) -> int:
@@ -62,12 +66,17 @@ def pick_config(layer: Layer, x_dtype: torch.dtype, *, affine: bool, target: int
         return ConvConfig("depthwise", (1, 64), min(power_of_two(layer.weight.shape[1]), 64), 1, stages=1)
     if dtype == torch.float32:
         block_n = min(power_of_two(max(columns, 16)), 32 if affine else 64)
-        return ConvConfig("pointer", (1, 64), block_n, block_k, is_flat(layer), warps=8, stages=2)
+        # A stride's addresses are a few registers too many for three programs a multiprocessor; two have room.
+        registers = 0 if layer.stride == ONE else 128
+        return ConvConfig("pointer", (1, 64), block_n, block_k, is_flat(layer), warps=8, stages=2, registers=registers)
+    registers = MOST_REGISTERS if target >= 100 else 0
     # A few outputs at each of many positions: their addresses take the registers of half the columns.
     widest = 64 if layer.spread != (1, 1) and layer.outputs < FEWEST_ROWS else 128
     if target >= 90 and x_dtype in HALVES and not affine and takes_tma(layer):
         if min(columns, widest) >= 128:
-            return ConvConfig("tma", (8, 16), 128, block_k, warps=8, stages=3)
+            # A pixel shuffle's stores spill only where the compiler is told of more than it chooses.
+            most = registers if layer.spread == ONE else 0
+            return ConvConfig("tma", (8, 16), 128, block_k, warps=8, stages=3, registers=most)
         # A pixel shuffle's addresses take the registers that a wider tile would.
         if columns > 32 and layer.spread == (1, 1):
             return ConvConfig("tma", (16, 16), 64, block_k, swap=True, warps=8, stages=3)
@@ -81,7 +90,9 @@ def pick_config(layer: Layer, x_dtype: torch.dtype, *, affine: bool, target: int
     crowded = is_flat(layer) or inputs % block_k != 0
     # There 4 warps of 16 columns spill where these are a pixel shuffle's.
     warps = 8 if block_n == 128 or crowded or (target < 90 and block_n == 16) else 4
-    return ConvConfig("pointer", (1, pixels), block_n, block_k, is_flat(layer), warps=warps, stages=stages)
+    return ConvConfig(
+        "pointer", (1, pixels), block_n, block_k, is_flat(layer), warps=warps, stages=stages, registers=registers
+    )
 
 
 def is_flat(layer: Layer) -> bool:

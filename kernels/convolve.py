@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -15,12 +15,13 @@ from tilefuse.kernels.conv_config import pick_config
 from tilefuse.kernels.epilogue import Epilogue, Kind, Prologue, Residual, check_epilogue, check_prologue
 from tilefuse.kernels.launch import Launch
 from tilefuse.kernels.layer import Axis, Layer
+from tilefuse.kernels.operators import operator
 from tilefuse.kernels.ring_config import chooses_ring
 from tilefuse.kernels.toolchain import (
     FLOATS,
     IMAGES,
     descriptor_strides,
-    interpreted,
+    emulated,
     require,
     require_nhwc,
     require_runnable,
@@ -153,6 +154,7 @@ def plan_launch(
         grid = (n * -(-grid_h // th) * -(-grid_w // tw), blocks, layer.phases[0] * layer.phases[1])
         return Launch(
             f"conv2d_tma {pieces}", _conv2d_tma_kernel, grid, arguments, config.warps, config.stages, config, steps > 1,
+            registers=config.registers,
         )  # fmt: skip
     arguments = shared | {
         "x_ptr": x, "w_ptr": layer.weight,
@@ -174,7 +176,7 @@ def plan_launch(
     rows = layer.inputs * x.element_size() % 16 == 0 and not config.flat and x.dtype == layer.weight.dtype
     return Launch(
         f"{'depthwise' if depthwise else 'conv2d'} {pieces}", kernel, grid, arguments, config.warps, config.stages,
-        config, rows and steps > 1 and not prologue.is_affine and not depthwise, exact,
+        config, rows and steps > 1 and not prologue.is_affine and not depthwise, exact, config.registers,
     )  # fmt: skip
 
 
@@ -186,8 +188,7 @@ def makes_whole(layer: Layer, height: int, width: int) -> bool:
 
 def describable(x: Tensor) -> bool:
     """Tell whether a TMA descriptor can address a tensor: its base and its steps are multiples of 16 bytes."""
-    aligned = x.is_meta or x.data_ptr() % 16 == 0
-    return aligned and all(stride * x.element_size() % 16 == 0 for stride in descriptor_strides(x)[:3])
+    return x.data_ptr() % 16 == 0 and all(stride * x.element_size() % 16 == 0 for stride in descriptor_strides(x)[:3])
 
 
 def packing(out: Tensor, layer: Layer) -> int:
@@ -205,8 +206,7 @@ def packing(out: Tensor, layer: Layer) -> int:
     for word in (4, 2):
         count = word // size
         steps = (columns * layer.outputs, out.stride(0), out.stride(1), out.stride(2) * columns)
-        aligned = out.is_meta or out.data_ptr() % word == 0
-        if count > 1 and aligned and all(step % count == 0 for step in steps):
+        if count > 1 and out.data_ptr() % word == 0 and all(step % count == 0 for step in steps):
             return count
     return 1
 
@@ -234,9 +234,9 @@ def unpack_geometry(weight: Tensor, numbers: Sequence[int]) -> Layer:
     return Layer(weight, inputs, kernel, stride, dilation, groups, phases, spread, shuffle, (axes[0], axes[1]))
 
 
-@torch.library.custom_op(
+@operator(
     "tilefuse::convolve",
-    mutates_args=("out", "flag"),
+    writes=("out", "flag"),
     schema="(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, Tensor? slopes, Tensor? residual0, "
     "Tensor? residual1, Tensor? scale, Tensor? shift, Tensor(b!)? flag, int[] geometry, int[] upsample, "
     "float[] numbers, str input_activation, str activation, bool activation_last, bool levels) -> ()",
@@ -259,7 +259,7 @@ def _convolve(
     activation: str,
     activation_last: bool,
     levels: bool,
-) -> None:
+) -> Iterable[Launch]:
     input_scale, input_slope, slope, value0, scale0, value1, scale1, low, high, out_scale, out_shift = numbers
     tensors = [tensor for tensor in (residual0, residual1) if tensor is not None]
     each = zip(tensors, (scale0, scale1), (value0, value1), upsample, strict=False)
@@ -269,10 +269,4 @@ def _convolve(
     )  # fmt: skip
     prologue = Prologue(input_scale, scale, shift, cast(Kind, input_activation), input_slope)
     layer = unpack_geometry(weight, geometry)
-    emulated = interpreted()
-    plan_launch(x, layer, prologue, epilogue, out, capability=target(x.device), emulated=emulated).run()
-
-
-@_convolve.register_fake
-def _(*_: object) -> None:
-    """Write into a tensor that is given: nothing to make."""
+    return (plan_launch(x, layer, prologue, epilogue, out, capability=target(x.device), emulated=emulated(x.device)),)

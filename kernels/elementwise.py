@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tilefuse.errors import BackendError
 from tilefuse.kernels.launch import Launch
-from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, no_result, result, row_tile
+from tilefuse.kernels.operators import operator
+from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, result, row_tile
 from tilefuse.kernels.toolchain import jit, tl
 
 MOST_INPUTS = 6
@@ -114,12 +115,9 @@ def plan_launch(inputs: list[Tensor], out: Tensor, codes: list[int], numbers: li
     )  # fmt: skip
 
 
-@torch.library.custom_op("tilefuse::elementwise", mutates_args=("out",))
-def _launch(inputs: list[Tensor], out: Tensor, codes: list[int], numbers: list[float]) -> None:
-    plan_launch(inputs, out, codes, numbers).run()
-
-
-_launch.register_fake(no_result)
+@operator("tilefuse::elementwise", writes=("out",))
+def _launch(inputs: list[Tensor], out: Tensor, codes: list[int], numbers: list[float]) -> Iterable[Launch]:
+    return (plan_launch(inputs, out, codes, numbers),)
 
 
 @jit

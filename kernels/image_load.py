@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from tilefuse.kernels.launch import Launch
-from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, no_result, result, row_tile
+from tilefuse.kernels.operators import operator
+from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, result, row_tile
 from tilefuse.kernels.toolchain import FLOATS, jit, tl
 
 PIXELS = (torch.uint8, torch.uint16, *FLOATS)
@@ -50,12 +53,9 @@ def plan_launch(x: Tensor, out: Tensor, scale: float) -> Launch:
     )  # fmt: skip
 
 
-@torch.library.custom_op("tilefuse::image_load", mutates_args=("out",))
-def _launch(x: Tensor, out: Tensor, scale: float) -> None:
-    plan_launch(x, out, scale).run()
-
-
-_launch.register_fake(no_result)
+@operator("tilefuse::image_load", writes=("out",))
+def _launch(x: Tensor, out: Tensor, scale: float) -> Iterable[Launch]:
+    return (plan_launch(x, out, scale),)
 
 
 @jit

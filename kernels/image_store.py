@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from tilefuse.errors import BackendError
 from tilefuse.kernels.launch import Launch
-from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, check_tensor, no_result, power_of_two
+from tilefuse.kernels.operators import operator
+from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, check_tensor, power_of_two
 from tilefuse.kernels.toolchain import jit, tl
 
 WORD_BYTES = 4
@@ -94,12 +97,9 @@ def plan_launch(x: Tensor, out: Tensor, flag: Tensor | None, low: float, factor:
     )  # fmt: skip
 
 
-@torch.library.custom_op("tilefuse::image_store", mutates_args=("out", "flag"))
-def _launch(x: Tensor, out: Tensor, flag: Tensor | None, low: float, factor: float) -> None:
-    plan_launch(x, out, flag, low, factor).run()
-
-
-_launch.register_fake(no_result)
+@operator("tilefuse::image_store", writes=("out", "flag"))
+def _launch(x: Tensor, out: Tensor, flag: Tensor | None, low: float, factor: float) -> Iterable[Launch]:
+    return (plan_launch(x, out, flag, low, factor),)
 
 
 @jit

@@ -52,7 +52,7 @@ def _inspect_one(index: int, capability: int) -> Row:
     from tilefuse.kernels.aot import Row, inspect_launch
     from tilefuse.kernels.registry import launches
 
-    launch = next(launch for i, launch in enumerate(launches(capability)) if i == index)
+    launch = launches(capability)[index]
     try:
         return inspect_launch(launch, capability)
     except BackendError as error:
@@ -63,7 +63,9 @@ def _inspect_one(index: int, capability: int) -> Row:
 @click.option("--target", type=click.Choice(TARGETS), required=True, help="GPU generation to compile for.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list instead of a table.")
 @click.option("--matching", default="", help="Compile only kernels whose name this regular expression finds.")
-@click.option("--jobs", default=1, type=click.IntRange(1), show_default=True, help="Processes that compile at once.")
+@click.option(
+    "--jobs", default=os.cpu_count, type=click.IntRange(1), help="Processes that compile at once; all by default."
+)
 def main(target: str, as_json: bool, matching: str, jobs: int) -> None:
     """Compile every kernel of the zoo ahead of time; exit with 1 if any of them is unsound."""
     # Triton reads it at its import, which `inspect` is the first to need.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from tilefuse.kernels.toolchain import Kernel
 
 
@@ -17,6 +19,7 @@ class Launch:
         config: what was picked, for reports.
         pipelined: whether its loop has loads that must be asynchronous (rows of at least 16 bytes, more than one step).
         exact: whether its products are true float32, which no matrix instruction computes.
+        registers: most of a thread, where the compiler would rather spill a few than take more; 0 lets it choose.
     """
 
     name: str
@@ -28,6 +31,7 @@ class Launch:
     config: object = None
     pipelined: bool = False
     exact: bool = False
+    registers: int = 0
 
     def key(self) -> tuple[object, ...]:
         """Give what the compiled code depends on: two launches of one key compile to the same."""
@@ -42,7 +46,8 @@ class Launch:
     def options(self) -> Mapping[str, int | bool]:
         """Compiler options of the launch."""
         # The default of enable_fp_fusion changes in Triton 3.10; bit-identity needs one answer.
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        ceiling = {"maxnreg": self.registers} if self.registers else {}
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True, **ceiling}
 
 
 def _specialised(name: str, value: object) -> object:
@@ -53,7 +58,8 @@ def _specialised(name: str, value: object) -> object:
         return "one" if value == 1 else (value % 16 == 0, value >= 2**31)
     if isinstance(value, float):
         return "float"
-    block = getattr(value, "block_shape", None)
-    # A descriptor's type is that of the tensor it describes.
-    dtype = getattr(getattr(value, "base", value), "dtype", type(value))
-    return str(dtype), None if block is None else tuple(block)
+    if isinstance(value, Tensor):
+        return str(value.dtype), value.data_ptr() % 16 == 0
+    # A descriptor's type is that of the tensor it describes, which it takes on whole 16 bytes only.
+    base, block = getattr(value, "base", None), getattr(value, "block_shape", None)
+    return (str(base.dtype), tuple(block)) if isinstance(base, Tensor) and block is not None else type(value)

@@ -6,6 +6,7 @@ the sums depends on the size of the image alone, so an image's result doesn't de
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 from tilefuse.errors import BackendError
 from tilefuse.kernels.elementwise import Step, elementwise
 from tilefuse.kernels.launch import Launch
-from tilefuse.kernels.tensors import INTERPRETED, bind, check_image, check_tensor, no_result, power_of_two
+from tilefuse.kernels.operators import operator
+from tilefuse.kernels.tensors import INTERPRETED, bind, check_image, check_tensor, power_of_two
 from tilefuse.kernels.toolchain import FLOATS, jit, tl
 
 APPLY = (Step("sub", 0, 1), Step("mul", 4, 2), Step("add", 5, 3))
@@ -135,15 +137,11 @@ def plan_launches(
     return chunk, merge
 
 
-@torch.library.custom_op("tilefuse::norm_statistics", mutates_args=("scratch", "out"))
+@operator("tilefuse::norm_statistics", writes=("scratch", "out"))
 def _launch(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, scratch: Tensor, out: Tensor, groups: int, eps: float
-) -> None:
-    for launch in plan_launches(x, weight, bias, scratch, out, groups, eps):
-        launch.run()
-
-
-_launch.register_fake(no_result)
+) -> Iterable[Launch]:
+    return plan_launches(x, weight, bias, scratch, out, groups, eps)
 
 
 @jit

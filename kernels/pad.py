@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterable
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from tilefuse.errors import BackendError
 from tilefuse.kernels.launch import Launch
-from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, no_result, result, row_tile
+from tilefuse.kernels.operators import operator
+from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, result, row_tile
 from tilefuse.kernels.toolchain import jit, tl
 
 MODES = ("constant", "reflect", "replicate", "circular")
@@ -75,12 +77,9 @@ def plan_launch(x: Tensor, out: Tensor, top: int, left: int, mode: int, value: f
     )  # fmt: skip
 
 
-@torch.library.custom_op("tilefuse::pad", mutates_args=("out",))
-def _launch(x: Tensor, out: Tensor, top: int, left: int, mode: int, value: float) -> None:
-    plan_launch(x, out, top, left, mode, value).run()
-
-
-_launch.register_fake(no_result)
+@operator("tilefuse::pad", writes=("out",))
+def _launch(x: Tensor, out: Tensor, top: int, left: int, mode: int, value: float) -> Iterable[Launch]:
+    return (plan_launch(x, out, top, left, mode, value),)
 
 
 @jit

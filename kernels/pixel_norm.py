@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from tilefuse.errors import BackendError
 from tilefuse.kernels.launch import Launch
-from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, no_result, power_of_two, result
+from tilefuse.kernels.operators import operator
+from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, power_of_two, result
 from tilefuse.kernels.toolchain import jit, tl
 
 MOST_CHANNELS = 8192
@@ -50,12 +53,9 @@ def plan_launch(x: Tensor, out: Tensor, eps: float) -> Launch:
     )  # fmt: skip
 
 
-@torch.library.custom_op("tilefuse::pixel_norm", mutates_args=("out",))
-def _launch(x: Tensor, out: Tensor, eps: float) -> None:
-    plan_launch(x, out, eps).run()
-
-
-_launch.register_fake(no_result)
+@operator("tilefuse::pixel_norm", writes=("out",))
+def _launch(x: Tensor, out: Tensor, eps: float) -> Iterable[Launch]:
+    return (plan_launch(x, out, eps),)
 
 
 @jit

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterable
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from tilefuse.errors import BackendError
 from tilefuse.kernels.launch import Launch
-from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, no_result, result, row_tile
+from tilefuse.kernels.operators import operator
+from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, result, row_tile
 from tilefuse.kernels.toolchain import jit, tl
 
 
@@ -51,12 +53,9 @@ def plan_launch(x: Tensor, out: Tensor, factor: int, channel_major: bool) -> Lau
     )  # fmt: skip
 
 
-@torch.library.custom_op("tilefuse::pixel_shuffle", mutates_args=("out",))
-def _launch(x: Tensor, out: Tensor, factor: int, channel_major: bool) -> None:
-    plan_launch(x, out, factor, channel_major).run()
-
-
-_launch.register_fake(no_result)
+@operator("tilefuse::pixel_shuffle", writes=("out",))
+def _launch(x: Tensor, out: Tensor, factor: int, channel_major: bool) -> Iterable[Launch]:
+    return (plan_launch(x, out, factor, channel_major),)
 
 
 @jit

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tilefuse.errors import BackendError
 from tilefuse.kernels.launch import Launch
-from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, no_result, result, row_tile
+from tilefuse.kernels.operators import operator
+from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, result, row_tile
 from tilefuse.kernels.toolchain import jit, tl
 
 Pair = tuple[int, int]
@@ -97,15 +100,12 @@ def plan_launch(
     )  # fmt: skip
 
 
-@torch.library.custom_op("tilefuse::pool", mutates_args=("out",))
+@operator("tilefuse::pool", writes=("out",))
 def _launch(
     x: Tensor, out: Tensor, maximum: bool, kernel: list[int], stride: list[int], padding: list[int],
     dilation: list[int], count_padding: bool,
-) -> None:  # fmt: skip
-    plan_launch(x, out, maximum, kernel, stride, padding, dilation, count_padding).run()
-
-
-_launch.register_fake(no_result)
+) -> Iterable[Launch]:  # fmt: skip
+    return (plan_launch(x, out, maximum, kernel, stride, padding, dilation, count_padding),)
 
 
 @jit

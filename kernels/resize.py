@@ -6,6 +6,7 @@ never picks a neighbour by rounding and an interpolation weight never drifts wit
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from tilefuse.errors import BackendError
 from tilefuse.kernels.launch import Launch
-from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, check_tensor, no_result, result, row_tile
+from tilefuse.kernels.operators import operator
+from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, check_tensor, result, row_tile
 from tilefuse.kernels.toolchain import jit, tl
 
 
@@ -77,12 +79,11 @@ def plan_launch(
     )  # fmt: skip
 
 
-@torch.library.custom_op("tilefuse::resize", mutates_args=("out",))
-def _launch(x: Tensor, rows: Tensor, row_weights: Tensor, columns: Tensor, column_weights: Tensor, out: Tensor) -> None:
-    plan_launch(x, rows, row_weights, columns, column_weights, out).run()
-
-
-_launch.register_fake(no_result)
+@operator("tilefuse::resize", writes=("out",))
+def _launch(
+    x: Tensor, rows: Tensor, row_weights: Tensor, columns: Tensor, column_weights: Tensor, out: Tensor
+) -> Iterable[Launch]:
+    return (plan_launch(x, rows, row_weights, columns, column_weights, out),)
 
 
 @jit

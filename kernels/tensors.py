@@ -108,9 +108,5 @@ def bind(name: str, kernel: Kernel, grid: tuple[int, ...], config: Warps, *value
     return Launch(name, kernel, grid, arguments, config.num_warps, config=config)
 
 
-def no_result(*_: object) -> None:
-    """Stand in for a launch where tensors have shapes only: every launcher writes into a tensor it is given."""
-
-
 def _plain(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tilefuse.errors import BackendError
+from tilefuse.kernels.planning import current
 
 try:
     import triton
@@ -33,6 +34,11 @@ def interpreted() -> bool:
     return triton is not None and type(tl.zeros).__name__ == "InterpretedFunction"
 
 
+def emulated(device: torch.device | str) -> bool:
+    """Tell whether kernels on a device are interpreted; without values they are planned for the compiler, always."""
+    return interpreted() and torch.device(device).type != "meta"
+
+
 def unavailable(device: torch.device | str) -> str | None:
     """Give the reason why kernels can't run on a device, or None if they can."""
     device = torch.device(device)
@@ -41,6 +47,8 @@ def unavailable(device: torch.device | str) -> str | None:
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if version < OLDEST:
         return f"Triton {triton.__version__} is too old; 3.6 or newer is needed"
+    if device.type == "meta" and current() is not None:
+        return None
     if interpreted():
         return None if device.type == "cpu" else "TRITON_INTERPRET is set, and the interpreter takes CPU tensors only"
     if device.type != "cuda":
@@ -54,7 +62,9 @@ def unavailable(device: torch.device | str) -> str | None:
 
 def target(device: torch.device | str) -> int:
     """Give the compute capability that configurations are picked for, as 80, 89, 90 …; the interpreter takes 90's."""
-    device = torch.device(device)
+    device, planned = torch.device(device), current()
+    if device.type == "meta" and planned is not None:
+        return planned.capability
     if device.type != "cuda":
         return 90
     major, minor = torch.cuda.get_device_capability(device)
