@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tilefuse.kernels.stages import activate, finish
+from tilefuse.kernels.stages import activate, finish, narrow
 from tilefuse.kernels.toolchain import jit, tl
 
 
@@ -70,7 +70,7 @@ def _keep(
     inside = (y >= 0) & (y < x_height) & (x >= 0) & (x < x_width)
     acc = tl.where(inside[:, None], acc, 0.0)
     place = pixel[:, None] * CHANNELS + column[None, :]
-    tl.store(target + place, acc.to(dtype), mask=known[:, None] & (column < CHANNELS)[None, :])
+    tl.store(target + place, narrow(acc, dtype), mask=known[:, None] & (column < CHANNELS)[None, :])
 
 
 @jit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tilefuse.kernels.stages import activate, finish
+from tilefuse.kernels.stages import activate, finish, narrow
 from tilefuse.kernels.toolchain import jit, tl
 
 
@@ -22,7 +22,7 @@ def prepare(
             value = value * tl.load(scale_ptr + place, mask=inside, other=0.0)
             value += tl.load(shift_ptr + place, mask=inside, other=0.0)
         value = activate(value, slope, KIND)
-        value = tl.where(inside, value, 0.0)
+        value = narrow(tl.where(inside, value, 0.0), dtype)
     return value.to(dtype)
 
 

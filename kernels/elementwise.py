@@ -12,8 +12,9 @@ from torch import Tensor
 from tilefuse.errors import BackendError
 from tilefuse.kernels.launch import Launch
 from tilefuse.kernels.operators import operator
+from tilefuse.kernels.stages import narrow
 from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, result, row_tile
-from tilefuse.kernels.toolchain import jit, tl
+from tilefuse.kernels.toolchain import jit, narrowed, tl
 
 MOST_INPUTS = 6
 _UNARY = (
@@ -70,7 +71,7 @@ def elementwise_ref(inputs: Sequence[Tensor], steps: Sequence[Step]) -> Tensor:
     for step in steps:
         values.append(_step_ref(step, values[step.a], values[step.b]))
     last: Tensor = values[-1 if steps else 0]
-    return last.to(inputs[0].dtype)
+    return narrowed(last, inputs[0].dtype)
 
 
 def _step_ref(step: Step, a: Tensor, b: Tensor) -> Tensor:
@@ -245,4 +246,4 @@ def _elementwise_kernel(
         last = _step(CODES[3 * i], values[CODES[3 * i + 1]], values[CODES[3 * i + 2]], NUMBERS[i])
         values = _with(values, last)
     last = tl.broadcast_to(last, (ROWS, COLUMNS))
-    tl.store(out_ptr + n * on + y * oh + x * ow + c * oc, last.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + n * on + y * oh + x * ow + c * oc, narrow(last, out_ptr.dtype.element_ty), mask=mask)

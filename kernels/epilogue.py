@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tilefuse.kernels.toolchain import FLOATS, IMAGES, require, require_nhwc
+from tilefuse.kernels.toolchain import FLOATS, IMAGES, narrowed, require, require_nhwc
 from tilefuse.ops.pointwise import Activation, ActivationKind
 
 Kind = Literal[ActivationKind, "none", "prelu"]
@@ -76,7 +76,8 @@ class Epilogue:
             and uint16 values are clipped to the type's range and rounded half to even.
         channel_offset: first channel written in `out`, a buffer that may have more channels than the result.
         levels: the value is a brightness, 0 black and 1 white, that becomes a level of the integer `out_dtype` with the
-            bits `image_store` gives a result in the weight's type: rounded to that type first, and 0 for a NaN.
+            bits `image_store` gives a result in the weight's type: rounded to that type first, and 0 for a NaN, which
+            float16 holds for what is too large for it.
         flag: int32 [1], with `levels`: becomes 1 if a value is not finite in that type, and is left alone otherwise;
             taken where `makes_whole` has grid positions fill the result as wholes.
     """
@@ -201,7 +202,7 @@ def prologue_ref(x: Tensor, prologue: Prologue, dtype: torch.dtype) -> Tensor:
     value = x.float() if x.dtype in FLOATS else (x.float() * prologue.input_scale).to(dtype).float()
     if prologue.scale is not None and prologue.shift is not None:
         value = value * prologue.scale[:, None, None, :] + prologue.shift[:, None, None, :]
-    return activation_ref(value, prologue.activation, prologue.slope, None).to(dtype).float()
+    return narrowed(activation_ref(value, prologue.activation, prologue.slope, None), dtype).float()
 
 
 def epilogue_ref(
@@ -234,13 +235,13 @@ def epilogue_ref(
         value = value.clamp(epilogue.low, epilogue.high)
     value = value * epilogue.output_scale + epilogue.output_shift
     if epilogue.levels:
-        value = value.to(computed).float()
+        value = narrowed(value, computed).float()
         if epilogue.flag is not None and not bool(value.isfinite().all()):
             epilogue.flag.fill_(1)
         value = value.where(~value.isnan(), 0.0) * torch.iinfo(dtype).max
     if dtype in IMAGES:
         value = value.clamp(0, torch.iinfo(dtype).max).round()
-    result = value.to(dtype)
+    result = narrowed(value, dtype)
     if out is None:
         return result.contiguous()
     place = out[..., epilogue.channel_offset : epilogue.channel_offset + result.shape[3]]

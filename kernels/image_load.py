@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tilefuse.kernels.launch import Launch
 from tilefuse.kernels.operators import operator
+from tilefuse.kernels.stages import narrow
 from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, result, row_tile
-from tilefuse.kernels.toolchain import FLOATS, jit, tl
+from tilefuse.kernels.toolchain import FLOATS, jit, narrowed, tl
 
 PIXELS = (torch.uint8, torch.uint16, *FLOATS)
 
@@ -36,7 +37,7 @@ def image_load(
 
 def image_load_ref(x: Tensor, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Compute the same in plain torch."""
-    return (x.to(torch.float32) * scale).to(dtype)
+    return narrowed(x.to(torch.float32) * scale, dtype)
 
 
 def pick_config(rows: int, columns: int, *, interpreted: bool = False) -> RowTile:
@@ -69,4 +70,4 @@ def _image_load_kernel(
     n, y = row // height, row % height
     x, c = (element // C).to(tl.int64), (element % C).to(tl.int64)
     value = tl.load(x_ptr + n * xn + y * xh + x * xw + c * xc, mask=mask).to(tl.float32) * scale  # [ROWS, COLUMNS]
-    tl.store(out_ptr + n * on + y * oh + x * ow + c * oc, value.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + n * on + y * oh + x * ow + c * oc, narrow(value, out_ptr.dtype.element_ty), mask=mask)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tilefuse.errors import BackendError
-from tilefuse.kernels.toolchain import FLOATS, require
+from tilefuse.kernels.toolchain import FLOATS, narrowed, require
 from tilefuse.ops.base import Pair, Sides
 
 ONE: Pair = (1, 1)
@@ -262,7 +262,7 @@ def _split(weight: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Sum a weight's taps by phase: [phases, O, C, taps of rows, taps of columns], rounded once."""
     rows, columns = (scatter.to(weight.device, torch.float64) for scatter in (rows, columns))
     split = torch.einsum("ocyx,imy,jnx->ijocmn", weight.double(), rows, columns)
-    return split.flatten(0, 1).to(weight.dtype)
+    return narrowed(split.flatten(0, 1), weight.dtype)
 
 
 def _columns(phases: Tensor) -> Tensor:

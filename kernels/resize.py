@@ -15,8 +15,9 @@ from torch import Tensor
 from tilefuse.errors import BackendError
 from tilefuse.kernels.launch import Launch
 from tilefuse.kernels.operators import operator
+from tilefuse.kernels.stages import narrow
 from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, check_tensor, result, row_tile
-from tilefuse.kernels.toolchain import jit, tl
+from tilefuse.kernels.toolchain import jit, narrowed, tl
 
 
 def resize(
@@ -58,7 +59,7 @@ def resize_ref(x: Tensor, rows: Tensor, row_weights: Tensor, columns: Tensor, co
     source = x.float()
     wide = sum(source[:, :, i] * w[:, None] for i, w in zip(columns.long(), column_weights, strict=True))
     made = sum(wide[:, i] * w[:, None, None] for i, w in zip(rows.long(), row_weights, strict=True))
-    return torch.as_tensor(made).to(x.dtype)
+    return narrowed(torch.as_tensor(made), x.dtype)
 
 
 def pick_config(rows: int, columns: int, taps: int, *, interpreted: bool = False) -> RowTile:
@@ -113,4 +114,5 @@ def _resize_kernel(
             total = line
         else:
             total += line * tl.load(row_weights_ptr + tap_y * height + y)
-    tl.store(out_ptr + n * on + y * oh + x.to(tl.int64) * ow + c * oc, total.to(out_ptr.dtype.element_ty), mask=mask)
+    made = narrow(total, out_ptr.dtype.element_ty)
+    tl.store(out_ptr + n * on + y * oh + x.to(tl.int64) * ow + c * oc, made, mask=mask)

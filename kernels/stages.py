@@ -39,6 +39,18 @@ def activate(value, slope, KIND: tl.constexpr):
 
 
 @jit
+def narrow(value, dtype: tl.constexpr):
+    """Convert float32; what float16 can't hold becomes NaN, which no activation, limit or product hides again.
+
+    An infinity would be: a limit behind it makes it 1, a sigmoid 0 or 1, and nobody saw the overflow.
+    """
+    made = value.to(dtype)
+    if dtype == tl.float16:
+        made = made * 0.0 + made
+    return made
+
+
+@jit
 def residual(
     value, tensor, n, y, x, channel, inside, value_scale, scale, tn, th, tw,
     UPSAMPLE: tl.constexpr,
@@ -128,7 +140,7 @@ def finish(
         if BF16_BITS:
             value = (bfloat16_bits(value) << 16).to(tl.float32, bitcast=True)
         else:
-            value = value.to(dtype).to(tl.float32)
+            value = narrow(value, dtype).to(tl.float32)
         if LEVELS == 2:
             # Each lane tells by itself: a reduction, or the mask of the store with its addresses, would hold half as
             # many registers again. So the launcher takes a flag only where grid positions lie in the image as wholes.
@@ -144,7 +156,7 @@ def finish(
         if BF16_BITS:
             bits = bfloat16_bits(value)
         else:
-            bits = value.to(KIND_OUT).to(tl.uint16, bitcast=True).to(tl.int32)
+            bits = narrow(value, KIND_OUT).to(tl.uint16, bitcast=True).to(tl.int32)
     if PACK > 1:
         WIDTH: tl.constexpr = out_ptr.dtype.element_ty.primitive_bitwidth
         low_half, high_half = tl.split(tl.reshape(bits, [M, N // 2, 2]))
@@ -167,4 +179,4 @@ def finish(
         elif BF16_BITS:
             tl.store(out_ptr.to(tl.pointer_type(tl.uint16)) + place, bits.to(tl.uint16), mask=ok)
         else:
-            tl.store(out_ptr + place, value.to(KIND_OUT), mask=ok)
+            tl.store(out_ptr + place, narrow(value, KIND_OUT), mask=ok)

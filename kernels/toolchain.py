@@ -71,6 +71,12 @@ def target(device: torch.device | str) -> int:
     return major * 10 + minor
 
 
+def narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert a tensor of floats as the kernels do: what float16 can't hold becomes NaN, so that it is seen."""
+    made = value.to(dtype)
+    return made * 0 + made if dtype == torch.float16 else made
+
+
 def require_runnable(x: Tensor) -> None:
     """Raise BackendError where kernels can't run on the device of `x`."""
     reason = unavailable(x.device)

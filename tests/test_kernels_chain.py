@@ -165,6 +165,17 @@ def test_a_value_that_is_not_finite_is_seen_behind_a_chain() -> None:
     assert not torch.isfinite(made).all()
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_what_scratch_can_not_hold_becomes_no_number(sign: float) -> None:
+    """70000 between two layers: an infinity would come out of the limit behind them as a number."""
+    dtype, epilogue = torch.float16, Epilogue(low=0.0, high=1.0)
+    inner = Inner(pack_conv2d(torch.full((1, 1, 1, 1), 350.0 * sign, dtype=dtype, device=DEVICE)))
+    last = pack_conv2d(torch.full((1, 1, 1, 1), 1e-5, dtype=dtype, device=DEVICE))
+    x = torch.tensor([100.0, 200.0], dtype=dtype, device=DEVICE).view(1, 1, 2, 1)
+    made = run_chain(x, pack_chain([inner], last), epilogue=epilogue)
+    assert made.isnan().flatten().tolist() == [False, True]
+
+
 @pytest.mark.parametrize("edge", [1, 2])
 def test_only_pixels_of_the_image_raise_the_flag(edge: int) -> None:
     """A tile's positions past the border would see the last row or column through a tap that no pixel has there."""

@@ -39,6 +39,13 @@ def test_chains_read_values_again(shape: tuple[int, ...]) -> None:
         assert (elementwise((given, b, factor), steps) - expected).abs().max() < 1e-6
 
 
+def test_what_half_precision_can_not_hold_becomes_no_number() -> None:
+    x, steps = torch.tensor([65504.0, 32768.0, -40000.0, 1.0]).half().view(1, 1, 1, 4), (Step("add", 0, 0),)
+    made = elementwise((x,), steps)
+    assert made.isnan().flatten().tolist() == [True, True, True, False]
+    assert torch.equal(made.isnan(), elementwise_ref((x,), steps).isnan())
+
+
 def test_without_steps_it_copies_between_layouts_and_types() -> None:
     x = image(2, 3, 5, 4)
     for given in awkward(x):

@@ -11,7 +11,7 @@ import torch
 from tests.conv_kernels import DEVICE, assert_near, compare, draw, run_on, weight
 from tilefuse.kernels.conv2d import conv2d, conv2d_ref
 from tilefuse.kernels.convolve import packing, run_layer
-from tilefuse.kernels.epilogue import Epilogue, Residual
+from tilefuse.kernels.epilogue import Epilogue, Prologue, Residual
 from tilefuse.kernels.image_store import image_store
 from tilefuse.kernels.layer import pack_conv2d
 from tilefuse.ops.pointwise import ActivationKind
@@ -154,11 +154,38 @@ def test_a_value_past_half_precision_is_flagged_where_it_would_be_stored():
     x = torch.full((1, 1, 2, 1), 200.0, dtype=HALF, device=DEVICE)
     flag = torch.zeros(1, dtype=torch.int32, device=DEVICE)
     epilogue = Epilogue(out_dtype=U8, levels=True, flag=flag)
-    for number, flagged in ((300.0, 0), (350.0, 1), (300.0, 1)):
+    for number, flagged, level in ((300.0, 0, 255), (350.0, 1, 0), (300.0, 1, 255)):
         w = torch.full((1, 1, 1, 1), number, dtype=HALF, device=DEVICE)
-        assert conv2d(x, w, epilogue=epilogue).unique().tolist() == [255]
+        assert conv2d(x, w, epilogue=epilogue).unique().tolist() == [level]
         assert flag.item() == flagged
-        assert conv2d(x, w, epilogue=replace(epilogue, flag=None)).unique().tolist() == [255]
+        assert conv2d(x, w, epilogue=replace(epilogue, flag=None)).unique().tolist() == [level]
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("inputs", "groups"), [(4, 1), (16, 1), (16, 16)])
+@pytest.mark.parametrize("shuffle", [1, 2])
+def test_what_half_precision_can_not_hold_becomes_no_number(inputs, groups, shuffle, capability):
+    """An infinity could be hidden by whatever follows: a limit makes it one, a sigmoid nought or one."""
+    x = torch.ones(1, 2, 8, inputs, dtype=HALF)
+    x[0, 1, 3] = 32.0
+    for number, largest in ((2047.0, 65504.0), (2048.0, torch.nan), (-2048.0, torch.nan)):
+        w = torch.zeros(16, inputs // groups, 1, 1, dtype=HALF)
+        w[:, 0] = number
+        layer = pack_conv2d(w.to(DEVICE), groups=groups, shuffle=shuffle)
+        made = run_on(capability, x.to(DEVICE), layer, Epilogue(shuffle=shuffle)).cpu()
+        expected = torch.full_like(made, number)
+        expected[0, shuffle : 2 * shuffle, 3 * shuffle : 4 * shuffle] = largest
+        assert torch.equal(made.isnan(), expected.isnan())
+        assert torch.equal(made[~expected.isnan()], expected[~expected.isnan()])
+    assert torch.equal(conv2d(x, w, groups=groups).isnan(), conv2d_ref(x, w, groups=groups).isnan())
+
+
+def test_what_a_prologue_can_not_hold_in_half_precision_becomes_no_number():
+    x, scale = torch.full((1, 1, 2, 4), 300.0, dtype=HALF, device=DEVICE), torch.full((1, 4), 300.0, device=DEVICE)
+    prologue, epilogue = Prologue(scale=scale, shift=scale), Epilogue(activation="sigmoid")
+    for launcher in (conv2d, conv2d_ref):
+        w = torch.ones(3, 4, 1, 1, dtype=HALF, device=DEVICE)
+        assert launcher(x, w, prologue=prologue, epilogue=epilogue).isnan().all()
 
 
 @pytest.mark.parametrize("capability", [80, 90])

@@ -34,6 +34,15 @@ def test_floats_of_any_layout_are_loaded_into_a_slice() -> None:
         assert buffer[..., 5:].isnan().all()
 
 
+def test_what_half_precision_can_not_hold_becomes_no_number() -> None:
+    x = torch.tensor([65504.0, -65504.0, 65519.0, 65521.0, -70000.0, torch.inf]).view(1, 1, 6, 1)
+    made = image_load(x, dtype=torch.float16)
+    assert made.flatten()[:3].tolist() == [65504.0, -65504.0, 65504.0]
+    assert made.flatten()[3:].isnan().all()
+    assert torch.equal(image_load_ref(x, dtype=torch.float16).isnan(), made.isnan())
+    assert torch.equal(image_load(x), x)
+
+
 def test_halves_round_to_even_and_excess_is_clipped() -> None:
     x = torch.tensor([0.5, 1.5, 2.5, 253.5, 254.5, -3.0, 300.0, torch.inf]).view(1, 1, 8, 1) / 255
     assert image_store(x).flatten().tolist() == [0, 2, 2, 254, 254, 0, 255, 255]

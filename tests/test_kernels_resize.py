@@ -56,6 +56,16 @@ def test_a_tile_is_the_same_bits_as_the_whole(mode: str) -> None:
     assert torch.equal(tile[:, 12:-12, 12:-12], whole[:, 13 * 4 + 12 : 33 * 4 - 12, 8 * 4 + 12 : 31 * 4 - 12])
 
 
+def test_what_half_precision_can_not_hold_becomes_no_number() -> None:
+    """A cubic kernel goes beyond the values that it runs through."""
+    op, x = Resize("cubic", (Fraction(2), Fraction(2))), torch.zeros(1, 1, 8, 1)
+    x[:, :, 3:5] = 65504.0
+    made = resize(x.half(), *resize_tables(op, 1, 8))
+    assert 0 < made.isnan().sum() < 8
+    assert not made.isinf().any()
+    assert torch.equal(resize_ref(x.half(), *resize_tables(op, 1, 8)).isnan(), made.isnan())
+
+
 def test_bad_input_is_named() -> None:
     rows, row_weights, columns, column_weights = resize_tables(Resize("linear", (Fraction(2), Fraction(2))), 2, 3)
     launch = partial(resize, rows=rows, row_weights=row_weights, columns=columns, column_weights=column_weights)

@@ -11,6 +11,7 @@ from torch import Tensor
 from tilefuse.backends.triton.operations import Pointwise
 from tilefuse.backends.triton.places import Buffer, Call, Operation, Place, dense_strides
 from tilefuse.graph import Graph, Node, Shape
+from tilefuse.kernels.toolchain import narrowed
 from tilefuse.ops import (
     Activation,
     Binary,
@@ -97,8 +98,8 @@ class Builder:
         self.places[name] = target
 
     def weight(self, name: str) -> Tensor:
-        """A weight in the type the program computes in."""
-        return self.graph.weights[name].to(self.dtype)
+        """A weight in the type the program computes in; what that can't hold is NaN."""
+        return narrowed(self.graph.weights[name], self.dtype)
 
     def is_single(self, name: str) -> bool:
         """Tell whether one node alone reads a value, once, and it is no output."""

@@ -16,6 +16,7 @@ from tilefuse.backends.triton.prepare import layer_channels, members, tail_of
 from tilefuse.graph import Node
 from tilefuse.kernels.epilogue import Epilogue, Kind
 from tilefuse.kernels.layer import Layer, pack_conv2d, pack_conv_transpose2d, pack_upsample_conv2d
+from tilefuse.kernels.toolchain import narrowed
 from tilefuse.ops import NO_PADDING, Activation, Binary, Conv2d, ConvTranspose2d, GroupNorm, Linear, Sides
 
 # A TMA descriptor takes rows of whole 16 bytes; narrower images go through pointers, where a prologue costs nothing.
@@ -109,7 +110,7 @@ def emit_linear(builder: Builder, node: Node) -> bool:
         order = torch.arange(weight.shape[0]).view(c, h * w).T.flatten()
         weight, bias = weight[order], None if bias is None else bias[order]
         builder.interleaved.add(node.output)
-    layer = pack_conv2d(weight.to(builder.dtype)[:, :, None, None])
+    layer = pack_conv2d(narrowed(weight, builder.dtype)[:, :, None, None])
     _emit(builder, node, "linear", Before(builder.place(inputs[0])), layer, bias, tail)
     return True
 

@@ -112,7 +112,7 @@ def _emit_torch(builder: Builder, node: Node) -> None:
     reads, sources, ranks = list[Place](), list[object](), list[int]()
     for name in node.inputs:
         if name in builder.graph.weights:
-            sources.append(builder.graph.weights[name].to(builder.dtype))
+            sources.append(builder.weight(name))
         else:
             sources.append(len(reads))
             reads.append(builder.place(name))

@@ -22,6 +22,7 @@ from tilefuse.kernels.pixel_shuffle import pixel_shuffle
 from tilefuse.kernels.pixel_unshuffle import pixel_unshuffle
 from tilefuse.kernels.pool import pool
 from tilefuse.kernels.resize import resize
+from tilefuse.kernels.toolchain import narrowed
 from tilefuse.ops import Op, Pair, Sides
 
 Read = Sequence[Tensor]
@@ -193,7 +194,8 @@ class TorchOperation(Operation):
         seen = [logical(x, rank) for x, rank in zip(reads, self.ranks, strict=True)]
         inputs = [seen[each] if isinstance(each, int) else each for each in self.sources]
         with torch.no_grad():
-            logical(writes[0], self.rank).copy_(self.op.apply(*inputs))
+            made = self.op.apply(*inputs)
+            logical(writes[0], self.rank).copy_(narrowed(made, made.dtype))
 
 
 def logical(x: Tensor, rank: int) -> Tensor:
