@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tilefuse.errors import BackendError
+from tilefuse.kernels.aliasing import require_apart
 from tilefuse.kernels.chain_config import PROGRAMS, ChainConfig, Link, is_inner, joins, pick_config
 from tilefuse.kernels.chain_kernel import _chain_kernel
 from tilefuse.kernels.convolve import check_call, pack_geometry, packing, run_layer, unpack_geometry
@@ -17,7 +18,16 @@ from tilefuse.kernels.epilogue import Epilogue, Kind, Prologue, Residual
 from tilefuse.kernels.launch import Launch
 from tilefuse.kernels.layer import Layer
 from tilefuse.kernels.operators import operator
-from tilefuse.kernels.toolchain import FLOATS, IMAGES, emulated, require, require_nhwc, require_runnable, target
+from tilefuse.kernels.toolchain import (
+    FLOATS,
+    IMAGES,
+    emulated,
+    require,
+    require_nhwc,
+    require_runnable,
+    require_tensor,
+    target,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,10 +117,15 @@ def run_chain(
     wanted = scratch_elements(chain, place.shape)
     if scratch is None:
         scratch = x.new_empty(wanted, dtype=chain.weight.dtype)
+    require_tensor("scratch", scratch)
     given = f"{scratch.numel()} elements of {scratch.dtype} on {scratch.device}"
     fits = scratch.numel() >= wanted and scratch.dtype == chain.weight.dtype and scratch.is_contiguous()
     accepted = f"{wanted} contiguous elements of {chain.weight.dtype} or more on {x.device}"
     require(fits and scratch.device == x.device, "scratch", given, accepted)
+    for name, read in (("x", x), ("weight", chain.weight), ("weight", chain.vectors), *epilogue.tensors()):
+        require_apart(scratch, read, "scratch", name)
+    for name, read in (("x", x), ("weight", chain.weight), ("weight", chain.vectors), ("scratch", scratch)):
+        require_apart(place, read, "out", name)
     r0, r1, *_ = [*(r.tensor for r in epilogue.residuals), None, None]
     _run(
         place, scratch, x, chain.weight, chain.vectors, chain.last.weight, epilogue.bias, epilogue.slopes, r0, r1,

@@ -172,7 +172,11 @@ def _configured(links: Sequence[Link], tile: Pair, dtype: torch.dtype) -> ChainC
         # Only the last layer has a stride, and its grid position 0 is the tile's origin.
         origins.insert(0, (y + link.start[0], x + link.start[1]))
     channels = (links[0].inputs, *(link.channels for link in links[:-1]))
-    depths, steps, weights, used = list[int](), list[int](), list[int](), 0
+    # Not `list[int]()`, which torch.compile can't trace.
+    depths: list[int] = []
+    steps: list[int] = []
+    weights: list[int] = []
+    used = 0
     for link, inputs in zip(links, channels, strict=True):
         terms = prod(link.kernel) * inputs
         depth = 16 if dtype == torch.float32 else _depth(inputs, terms)

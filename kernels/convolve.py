@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from tilefuse.kernels.aliasing import require_apart, require_distinct
 from tilefuse.kernels.conv2d_pointer import _conv2d_kernel, _depthwise_kernel
 from tilefuse.kernels.conv2d_tma import _conv2d_tma_kernel
 from tilefuse.kernels.conv_config import pick_config
@@ -73,7 +74,7 @@ def check_call(x: Tensor, layer: Layer, prologue: Prologue, epilogue: Epilogue, 
     require(layer.weight.device == x.device, "weight", f"on {layer.weight.device}", f"the device of x, {x.device}")
     require(epilogue.shuffle == layer.shuffle, "epilogue.shuffle", epilogue.shuffle, f"{layer.shuffle}, as packed")
     height, width = layer.output_size(h, w)
-    require(min(height, width) > 0, "x", f"{h} x {w} pixels", "an image that fills the kernel after padding")
+    require(min(h, w, height, width) > 0, "x", f"{h} x {w} pixels", "an image that fills the kernel after padding")
     largest = max(h * w, height * width)
     require(largest <= MOST_PIXELS, "x", f"{h} x {w} pixels", f"{MOST_PIXELS} pixels an image at most; run tiles")
     result, made = (n, height, width, layer.outputs), epilogue.result_dtype(x, layer.weight)
@@ -91,6 +92,10 @@ def check_call(x: Tensor, layer: Layer, prologue: Prologue, epilogue: Epilogue, 
     last = epilogue.channel_offset + layer.outputs
     fits = tuple(out.shape[:3]) == result[:3] and epilogue.channel_offset >= 0 and last <= out.shape[3]
     require(fits, "out", f"of shape {tuple(out.shape)}", f"{list(result[:3])} with {last} channels or more")
+    place = out[..., epilogue.channel_offset : last]
+    require_distinct(place, "out")
+    for name, read in (("x", x), ("weight", layer.weight), *epilogue.tensors(), *prologue.tensors()):
+        require_apart(place, read, "out", name)
     return out
 
 

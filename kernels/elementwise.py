@@ -13,7 +13,7 @@ from tilefuse.errors import BackendError
 from tilefuse.kernels.launch import Launch
 from tilefuse.kernels.operators import operator
 from tilefuse.kernels.stages import narrow
-from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, result, row_tile
+from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, check_place, result, row_tile
 from tilefuse.kernels.toolchain import jit, narrowed, tl
 
 MOST_INPUTS = 6
@@ -41,7 +41,8 @@ class Step:
 def elementwise(inputs: Sequence[Tensor], steps: Sequence[Step], *, out: Tensor | None = None) -> Tensor:
     """Run `steps` on images [N, H, W, C], broadcast against each other, in float32, and store the last result.
 
-    Without steps it copies the first input. The result has the first input's type unless `out` has another.
+    Without steps it copies the first input. The result has the first input's type unless `out` has another. `out` may
+    be an input.
 
     Raises:
         BackendError: a type, device or shape the kernel doesn't take, or a step that reads what isn't there.
@@ -51,14 +52,16 @@ def elementwise(inputs: Sequence[Tensor], steps: Sequence[Step], *, out: Tensor 
     for position, x in enumerate(inputs):
         check_image("elementwise", f"input {position}", x, like=inputs[0])
     for position, step in enumerate(steps):
-        if step.op not in OPS or not 0 <= max(step.a, step.b) < len(inputs) + position:
+        if step.op not in OPS or not 0 <= min(step.a, step.b) <= max(step.a, step.b) < len(inputs) + position:
             raise BackendError(f"elementwise: step {position} is {step}; an op of {', '.join(OPS)} on earlier values")
     try:
         shape = torch.broadcast_shapes(*(x.shape for x in inputs))
     except RuntimeError as error:
         given = ", ".join(str(list(x.shape)) for x in inputs)
         raise BackendError(f"elementwise: inputs of {given}; sizes that broadcast are accepted") from error
-    out = result("elementwise", inputs[0], (shape[0], shape[1], shape[2], shape[3]), out)
+    out = result("elementwise", inputs[0], (shape[0], shape[1], shape[2], shape[3]), out, in_place=True)
+    for position, x in enumerate(inputs):
+        check_place("elementwise", out, x, f"input {position}")
     if out.numel():
         codes = [part for step in steps for part in (OPS.index(step.op), step.a, step.b)]
         _launch([x.expand(shape) for x in inputs], out, codes, [step.number for step in steps])

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tilefuse.kernels.toolchain import FLOATS, IMAGES, narrowed, require, require_nhwc
+from tilefuse.kernels.toolchain import FLOATS, IMAGES, narrowed, require, require_nhwc, require_tensor
 from tilefuse.ops.pointwise import Activation, ActivationKind
 
 Kind = Literal[ActivationKind, "none", "prelu"]
@@ -42,6 +42,10 @@ class Prologue:
     def is_affine(self) -> bool:
         """Tell whether float inputs are changed at all."""
         return self.scale is not None or self.activation != "none"
+
+    def tensors(self) -> tuple[tuple[str, Tensor | None], ...]:
+        """List what a kernel reads, by name."""
+        return ("prologue.scale", self.scale), ("prologue.shift", self.shift)
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,11 @@ class Epilogue:
             return self.out_dtype
         return x.dtype if x.dtype in FLOATS else weight.dtype
 
+    def tensors(self) -> tuple[tuple[str, Tensor | None], ...]:
+        """List what a kernel reads, and the flag, by name."""
+        residuals = ((f"epilogue.residuals[{i}]", residual.tensor) for i, residual in enumerate(self.residuals))
+        return ("epilogue.bias", self.bias), ("epilogue.slopes", self.slopes), ("epilogue.flag", self.flag), *residuals
+
     def numbers(self) -> tuple[float, ...]:
         """List the scalars in the order that the kernels take them."""
         scales = [(r.value_scale, r.scale) for r in self.residuals] + [(1.0, 0.0)] * MOST_RESIDUALS
@@ -147,6 +156,7 @@ def check_prologue(prologue: Prologue, x: Tensor) -> None:
     require(both, "prologue.shift", "given without scale, or scale without it", "both or none")
     for name, tensor in (("prologue.scale", prologue.scale), ("prologue.shift", prologue.shift)):
         if tensor is not None:
+            require_tensor(name, tensor)
             expected = (x.shape[0], x.shape[3])
             given = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
             fits = tensor.dtype == torch.float32 and tuple(tensor.shape) == expected and tensor.is_contiguous()
@@ -167,6 +177,7 @@ def check_epilogue(epilogue: Epilogue, x: Tensor, channels: int, result: tuple[i
     levels, flag = epilogue.levels, epilogue.flag
     require(dtype in IMAGES or not levels, "epilogue.out_dtype", f"{dtype} for levels", "torch.uint8, torch.uint16")
     if flag is not None:
+        require_tensor("epilogue.flag", flag)
         given = f"{flag.dtype} of shape {tuple(flag.shape)} on {flag.device}" + ("" if levels else " without levels")
         fits = levels and flag.dtype == torch.int32 and tuple(flag.shape) == (1,) and flag.device == x.device
         require(fits, "epilogue.flag", given, f"int32 [1] on {x.device}, with epilogue.levels")
@@ -177,6 +188,7 @@ def check_epilogue(epilogue: Epilogue, x: Tensor, channels: int, result: tuple[i
     )
     for name, tensor, sizes in (("bias", epilogue.bias, (channels,)), ("slopes", epilogue.slopes, (1, channels))):
         if tensor is not None:
+            require_tensor(f"epilogue.{name}", tensor)
             require(tensor.device == x.device, f"epilogue.{name}", f"on {tensor.device}", f"{x.device}, as x")
             fits = tensor.ndim == 1 and tensor.shape[0] in sizes and tensor.dtype in FLOATS and tensor.is_contiguous()
             given = f"{tensor.dtype} of shape {tuple(tensor.shape)}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from tilefuse.errors import BackendError
+from tilefuse.kernels.aliasing import has_memory, require_apart
 from tilefuse.kernels.launch import Launch
 from tilefuse.kernels.operators import operator
 from tilefuse.kernels.tensors import INTERPRETED, RowTile, bind, check_image, check_tensor, power_of_two
@@ -44,22 +46,35 @@ def image_store(
     check_image("image_store", "x", x)
     if dtype not in FULL_SCALE:
         raise BackendError(f"image_store: {dtype} pixels; uint8 and uint16 are accepted")
+    if not math.isfinite(low) or not math.isfinite(high) or low == high:
+        raise BackendError(f"image_store: low is {low} and high {high}; two finite numbers that differ are accepted")
     n, h, w, c = x.shape
     if out is None:
         out = empty_pixels((n, h, w, c), dtype, x.device)
-    check_image("image_store", "out", out, (dtype,), like=x)
-    room = out.untyped_storage().nbytes() - out.storage_offset() * out.element_size()
-    whole = room >= -(-out.numel() * out.element_size() // WORD_BYTES) * WORD_BYTES
-    if tuple(out.shape) != (n, h, w, c) or not out.is_contiguous() or not whole or out.data_ptr() % WORD_BYTES:
-        raise BackendError(
-            f"image_store: out is {list(out.shape)}, strides {list(out.stride())}; a dense {[n, h, w, c]} at a whole "
-            "word with room for whole words is accepted, as empty_pixels gives it"
-        )
+    else:
+        _check_out(out, x, dtype)
     if flag is not None:
         check_tensor("image_store", "flag", flag, (torch.int32,), like=x)
+        if tuple(flag.shape) != (1,):
+            raise BackendError(f"image_store: flag has the shape {list(flag.shape)}; [1] is accepted")
     if out.numel():
         _launch(x, out, flag, low, FULL_SCALE[dtype] / (high - low))
     return out
+
+
+def _check_out(out: Tensor, x: Tensor, dtype: torch.dtype) -> None:
+    check_image("image_store", "out", out, (dtype,), like=x)
+    whole, shape = True, list(x.shape)
+    if has_memory(out):
+        room = out.untyped_storage().nbytes() - out.storage_offset() * out.element_size()
+        whole = room >= -(-out.numel() * out.element_size() // WORD_BYTES) * WORD_BYTES
+        whole = whole and out.data_ptr() % WORD_BYTES == 0
+    if list(out.shape) != shape or not out.is_contiguous() or not whole:
+        raise BackendError(
+            f"image_store: out is {list(out.shape)}, strides {list(out.stride())}; a dense {shape} at a whole "
+            "word with room for whole words is accepted, as empty_pixels gives it"
+        )
+    require_apart(out, x, "image_store: out", "x")
 
 
 def image_store_ref(x: Tensor, dtype: torch.dtype = torch.uint8, low: float = 0.0, high: float = 1.0) -> Tensor:

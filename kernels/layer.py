@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tilefuse.errors import BackendError
-from tilefuse.kernels.toolchain import FLOATS, narrowed, require
+from tilefuse.kernels.toolchain import FLOATS, narrowed, require, require_tensor
 from tilefuse.ops.base import Pair, Sides
 
 ONE: Pair = (1, 1)
@@ -101,7 +101,7 @@ def pack_conv2d(
     shuffle: int = 1,
 ) -> Layer:
     """Pack a convolution's weight [O, C / groups, KH, KW]."""
-    check_weight(weight, stride, dilation)
+    check_weight(weight, stride, dilation, groups, shuffle)
     require(weight.shape[0] % groups == 0, "groups", groups, f"a divisor of the weight's {weight.shape[0]} outputs")
     require(weight.shape[0] % shuffle**2 == 0, "epilogue.shuffle", shuffle, f"r with r² dividing {weight.shape[0]}")
     top, left, bottom, right = padding
@@ -133,9 +133,12 @@ def pack_upsample_conv2d(
 
     Phase i of a row reads input rows (i + t - top) // scale of tap t: taps that meet in one input row are summed.
     """
-    check_weight(weight, scale, ONE)
+    check_weight(weight, scale, ONE, groups, shuffle)
+    require(weight.shape[0] % groups == 0, "groups", groups, f"a divisor of the weight's {weight.shape[0]} outputs")
     top, left, bottom, right = padding
-    scatters, axes = list[Tensor](), list[Axis]()
+    # Not `list[Tensor]()`, which torch.compile can't trace.
+    scatters: list[Tensor] = []
+    axes: list[Axis] = []
     for before, after, k, r in zip((top, left), (bottom, right), weight.shape[2:], scale, strict=True):
         lift = max(-(-before // r), 0)
         axis = Axis((r * lift - before, r, -lift), (r, before + after - k + 1, 1))
@@ -159,12 +162,14 @@ def pack_conv_transpose2d(
 
     Phase i of a row takes the taps t with (i + top - t · dilation) divisible by the stride, in falling order.
     """
-    check_weight(weight, stride, dilation)
+    check_weight(weight, stride, dilation, groups, shuffle)
     require(weight.shape[0] % groups == 0, "groups", groups, f"a divisor of the weight's {weight.shape[0]} inputs")
     c, o = weight.shape[0] // groups, weight.shape[1]
     weight = weight.reshape(groups, c, o, *weight.shape[2:]).transpose(1, 2).flatten(0, 1)
     top, left, bottom, right = padding
-    scatters, axes = list[Tensor](), list[Axis]()
+    # Not `list[Tensor]()`, which torch.compile can't trace.
+    scatters: list[Tensor] = []
+    axes: list[Axis] = []
     each = zip((top, left), (bottom, right), weight.shape[2:], stride, dilation, output_padding, strict=True)
     for before, after, k, s, d, extra in each:
         reach = d * (k - 1) + 1
@@ -178,14 +183,17 @@ def pack_conv_transpose2d(
     return _pack_phases(weight, scatters, (axes[0], axes[1]), stride, groups, shuffle)
 
 
-def check_weight(weight: Tensor, stride: Pair, dilation: Pair) -> None:
-    """Raise BackendError for a weight the kernels can't take, or for steps below one."""
+def check_weight(weight: Tensor, stride: Pair, dilation: Pair, groups: int, shuffle: int) -> None:
+    """Raise BackendError for a weight the kernels can't take, or for steps, groups or a shuffle below one."""
+    require_tensor("weight", weight)
     require(weight.ndim == 4, "weight", f"of shape {tuple(weight.shape)}", "4 axes")
     require(weight.dtype in FLOATS, "weight", weight.dtype, ", ".join(map(str, FLOATS)))
     if weight.numel() == 0 or min(*stride, *dilation) < 1:
         raise BackendError(
             f"weight of shape {tuple(weight.shape)}, stride or scale {stride}, dilation {dilation}: no size may be zero"
         )
+    require(groups >= 1, "groups", groups, "1 and more")
+    require(shuffle >= 1, "epilogue.shuffle", shuffle, "1 and more")
 
 
 def dense(weight: Tensor, groups: int) -> Tensor:

@@ -10,11 +10,12 @@ from tilefuse.kernels.conv2d import conv2d_ref
 from tilefuse.kernels.convolve import run_layer
 from tilefuse.kernels.epilogue import Epilogue
 from tilefuse.kernels.layer import Layer, pack_conv2d
-from tilefuse.kernels.toolchain import require
+from tilefuse.kernels.toolchain import require, require_tensor
 
 
 def pack_linear(weight: Tensor) -> Layer:
     """Pack a weight [O, I]."""
+    require_tensor("weight", weight)
     require(weight.ndim == 2, "weight", f"of shape {tuple(weight.shape)}", "[O, I]")
     return pack_conv2d(weight[:, :, None, None])
 
@@ -45,8 +46,11 @@ def linear_ref(x: Tensor, weight: Tensor, *, epilogue: Epilogue | None = None, o
 
 
 def _check(x: Tensor, out: Tensor | None) -> None:
+    require_tensor("x", x)
     require(x.ndim >= 1, "x", "a scalar", "[.., I]")
-    require(out is None or out.is_contiguous(), "out", "not contiguous", "a contiguous tensor")
+    if out is not None:
+        require_tensor("out", out)
+        require(out.is_contiguous(), "out", "not contiguous", "a contiguous tensor")
 
 
 def _row(x: Tensor) -> Tensor:

@@ -13,10 +13,19 @@ import torch
 from torch import Tensor
 
 from tilefuse.errors import BackendError
+from tilefuse.kernels.aliasing import require_apart
 from tilefuse.kernels.elementwise import Step, elementwise
 from tilefuse.kernels.launch import Launch
 from tilefuse.kernels.operators import operator
-from tilefuse.kernels.tensors import INTERPRETED, bind, check_image, check_tensor, power_of_two
+from tilefuse.kernels.tensors import (
+    INTERPRETED,
+    bind,
+    check_image,
+    check_place,
+    check_tensor,
+    power_of_two,
+    result,
+)
 from tilefuse.kernels.toolchain import FLOATS, jit, tl
 
 APPLY = (Step("sub", 0, 1), Step("mul", 4, 2), Step("add", 5, 3))
@@ -45,6 +54,9 @@ def norm(
     Raises:
         BackendError: a type, device or shape the kernel doesn't take.
     """
+    check_image("norm", "x", x)
+    out = result("norm", x, (x.shape[0], x.shape[1], x.shape[2], x.shape[3]), out, in_place=True)
+    check_place("norm", out, x, "x")
     mean, scale, _ = norm_statistics(x, groups, weight, bias, eps)
     return elementwise((x, mean, scale, bias.view(1, 1, 1, -1)), APPLY, out=out)
 
@@ -70,6 +82,8 @@ def norm_statistics(
     """
     check_image("norm", "x", x)
     n, h, w, c = x.shape
+    if min(h, w, c) < 1:
+        raise BackendError(f"norm: x is {h}x{w} with {c} channels; at least one pixel and one channel are accepted")
     groups = groups or c
     if groups < 0 or c % groups:
         raise BackendError(f"norm: x has {c} channels; a multiple of the {groups} groups is accepted")
@@ -115,6 +129,7 @@ def _dense(name: str, given: Tensor | None, shape: tuple[int, ...], x: Tensor) -
     check_tensor("norm", name, given, (torch.float32,), like=x)
     if tuple(given.shape) != shape or not given.is_contiguous():
         raise BackendError(f"norm: {name} has the shape {list(given.shape)}; a dense {list(shape)} is accepted")
+    require_apart(given, x, f"norm: {name}", "x")
     return given
 
 

@@ -42,6 +42,8 @@ def pad(
     limit = {"reflect": 1, "circular": 0}.get(mode)
     if limit is not None and n and (max(top, bottom) > h - limit or max(left, right) > w - limit):
         raise BackendError(f"pad: {list(sides)} in mode {mode}; x is {h}x{w}, at most {h - limit}, {w - limit} a side")
+    if mode != "constant" and n and min(h, w) < 1:
+        raise BackendError(f"pad: x is {h}x{w}; at least one pixel is accepted in mode {mode}")
     if top + bottom + h < 1 or left + right + w < 1:
         raise BackendError(f"pad: {list(sides)} leave nothing of x, which is {h}x{w}")
     out = result("pad", x, (n, h + top + bottom, w + left + right, c), out)

@@ -25,9 +25,9 @@ def resize(
 ) -> Tensor:
     """Interpolate [N, H, W, C] -> [N, H', W', C].
 
-    `rows` int32 [taps, H'] are the input rows an output row reads and `row_weights` float32 [taps, H'] their weights;
-    `columns` and `column_weights` [taps, W'] likewise. One tap is nearest, two linear, four cubic. Sums columns, then
-    rows, in float32.
+    `rows` int32 [taps, H'] are the input rows, from 0 to below H, that an output row reads and `row_weights` float32
+    [taps, H'] their weights; `columns` and `column_weights` [taps, W'] likewise. One tap is nearest, two linear, four
+    cubic. Sums columns, then rows, in float32.
 
     Raises:
         BackendError: a type, device or shape the kernel doesn't take.
@@ -47,7 +47,9 @@ def resize(
             f"resize: tables of {list(rows.shape)}, {list(row_weights.shape)}, {list(columns.shape)} and "
             f"{list(column_weights.shape)}; as many taps and sizes as weights are accepted"
         )
-    n, _, _, c = x.shape
+    n, h, w, c = x.shape
+    if n and min(h, w) < 1:
+        raise BackendError(f"resize: x is {h}x{w}; at least one pixel is accepted")
     out = result("resize", x, (n, rows.shape[1], columns.shape[1], c), out)
     if out.numel():
         _launch(x, rows, row_weights, columns, column_weights, out)

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from tilefuse.errors import BackendError
+from tilefuse.kernels.aliasing import has_memory, require_apart, require_distinct
 from tilefuse.kernels.launch import Launch
 from tilefuse.kernels.toolchain import FLOATS, Kernel, interpreted, unavailable
 
 # Read once, as `triton.jit` does: a kernel is interpreted for good or compiled for good.
 INTERPRETED: bool = interpreted()
 
+# Of a CUDA grid's second axis.
+MOST_SIDEWAYS = 65535
 _GPU_ELEMENTS = 1024
 # A program costs the interpreter a millisecond whatever its size.
 _INTERPRETED_ELEMENTS = 1 << 15
@@ -29,7 +32,16 @@ class RowTile:
     num_warps: int = 4
 
     def grid(self, rows: int, columns: int) -> tuple[int, int]:
-        """Programs that cover `rows` x `columns` elements."""
+        """Programs that cover `rows` x `columns` elements.
+
+        Raises:
+            BackendError: more columns than a device takes programs side by side.
+        """
+        if columns > MOST_SIDEWAYS * self.columns:
+            raise BackendError(
+                f"a row of the result has {columns} elements (width times channels); at most "
+                f"{MOST_SIDEWAYS * self.columns} are accepted"
+            )
         return -(-rows // self.rows), -(-columns // self.columns)
 
 
@@ -53,6 +65,7 @@ def check_image(
     Raises:
         BackendError: another rank, type or device, or not on the device of `like`.
     """
+    _check_kind(kernel, name, x)
     if x.ndim != 4:
         raise BackendError(f"{kernel}: {name} has the shape {list(x.shape)}; [N, H, W, C] is accepted")
     check_tensor(kernel, name, x, dtypes, like=like)
@@ -66,6 +79,7 @@ def check_tensor(
     Raises:
         BackendError: it is one.
     """
+    _check_kind(kernel, name, x)
     if x.dtype not in dtypes:
         raise BackendError(f"{kernel}: {name} is {_plain(x.dtype)}; {', '.join(map(_plain, dtypes))} are accepted")
     if INTERPRETED and x.dtype is torch.bfloat16:
@@ -78,19 +92,44 @@ def check_tensor(
 
 
 def result(
-    kernel: str, x: Tensor, shape: tuple[int, int, int, int], out: Tensor | None, dtype: torch.dtype | None = None
+    kernel: str,
+    x: Tensor,
+    shape: tuple[int, int, int, int],
+    out: Tensor | None,
+    dtype: torch.dtype | None = None,
+    *,
+    in_place: bool = False,
 ) -> Tensor:
     """Give the tensor a launcher writes: `out`, checked, or a new dense one of `x`'s type.
 
+    Args:
+        in_place: the caller checks by `check_place`.
+
     Raises:
-        BackendError: `out` has another shape, or is no tensor a kernel writes.
+        BackendError: `out` has another shape, shares memory with `x`, or is no tensor a kernel writes.
     """
+    if out is not None:
+        _check_kind(kernel, "out", out)
     if out is None:
         return torch.empty(shape, dtype=dtype or x.dtype, device=x.device)
     if tuple(out.shape) != shape:
         raise BackendError(f"{kernel}: out has the shape {list(out.shape)}; {list(shape)} is accepted")
     check_image(kernel, "out", out, like=x)
+    require_distinct(out, f"{kernel}: out")
+    if not in_place:
+        require_apart(out, x, f"{kernel}: out", "x")
     return out
+
+
+def check_place(kernel: str, out: Tensor, x: Tensor, name: str) -> None:
+    """Refuse memory that what is written element by element shares with what is read, unless both are the same view.
+
+    Raises:
+        BackendError: they share some.
+    """
+    same = (out.dtype, out.shape, out.stride()) == (x.dtype, x.shape, x.stride())
+    if has_memory(out) and not (same and out.data_ptr() == x.data_ptr()):
+        require_apart(out, x, f"{kernel}: out", name)
 
 
 class Warps(Protocol):
@@ -106,6 +145,12 @@ def bind(name: str, kernel: Kernel, grid: tuple[int, ...], config: Warps, *value
     """Name the values of a kernel's parameters, in their order."""
     arguments = dict(zip(kernel.arg_names, values, strict=True))
     return Launch(name, kernel, grid, arguments, config.num_warps, config=config)
+
+
+def _check_kind(kernel: str, name: str, x: object) -> None:
+    if not isinstance(x, Tensor) or x.layout != torch.strided:
+        given = x.layout if isinstance(x, Tensor) else f"of type {type(x).__name__}"
+        raise BackendError(f"{kernel}: {name} is {given}; a torch tensor with strides is accepted")
 
 
 def _plain(dtype: torch.dtype) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -90,8 +90,16 @@ def require(condition: bool, name: str, given: object, accepted: str) -> None:
         raise BackendError(f"{name} is {given}; accepted: {accepted}")
 
 
+def require_tensor(name: str, tensor: object) -> None:
+    """Raise BackendError unless an argument is a torch tensor with strides."""
+    require(isinstance(tensor, Tensor), name, f"of type {type(tensor).__name__}", "a torch tensor")
+    layout = cast(Tensor, tensor).layout
+    require(layout == torch.strided, name, f"of layout {layout}", "torch.strided")
+
+
 def require_nhwc(name: str, tensor: Tensor, like: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
     """Check one NHWC tensor: four axes, contiguous channels, a dtype of those listed, the device of `like`."""
+    require_tensor(name, tensor)
     require(tensor.ndim == 4, name, f"of shape {tuple(tensor.shape)}", "4 axes [N, H, W, C]")
     require(tensor.dtype in dtypes, name, tensor.dtype, ", ".join(map(str, dtypes)))
     require(tensor.device == like.device, name, f"on {tensor.device}", f"the device of x, {like.device}")

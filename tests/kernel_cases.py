@@ -62,6 +62,10 @@ def check_refusals(kernel: str, launch: Launcher, x: Tensor) -> None:
         launch(x.double())
     with pytest.raises(BackendError, match=rf"{kernel}: .* the shape .*; \[N, H, W, C\] is accepted"):
         launch(x[0])
+    with pytest.raises(BackendError, match=rf"{kernel}: .* of type ndarray; a torch tensor with strides is accepted"):
+        launch(x.numpy())
+    with pytest.raises(BackendError, match=rf"{kernel}: .* is torch.sparse_coo; a torch tensor with strides"):
+        launch(x.to_sparse())
     with pytest.raises(BackendError, match=rf"{kernel}: .* lies on meta"):
         launch(x.to("meta"))
     with pytest.raises(BackendError, match=rf"{kernel}: .* bfloat16, which Triton's interpreter rounds wrongly"):

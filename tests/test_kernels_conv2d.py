@@ -198,6 +198,14 @@ REFUSED = {
     "x is of 16 channels": lambda: conv2d(draw(*X), weight(8, 12, 3, 3)),
     "x is of shape": lambda: conv2d(draw(4, 4, 16), weight(*W)),
     "x is of strides": lambda: conv2d(draw(1, 16, 4, 4).permute(0, 2, 3, 1), weight(*W)),
+    "x is of type ndarray": lambda: conv2d(draw(*X).cpu().numpy(), weight(*W)),  # type: ignore[arg-type]
+    "x is of layout torch.sparse_coo": lambda: conv2d(draw(*X).to_sparse(), weight(*W)),
+    "weight is of type list": lambda: conv2d(draw(*X), weight(*W).tolist()),  # type: ignore[arg-type]
+    "epilogue.bias is of type": lambda: conv2d(draw(*X), weight(*W), epilogue=Epilogue(bias=draw(8).cpu().numpy())),  # type: ignore[arg-type]
+    "out is of type": lambda: conv2d(draw(*X), weight(*W), out=draw(1, 2, 2, 8).cpu().numpy()),  # type: ignore[arg-type]
+    "groups is 0": lambda: conv2d(draw(*X), weight(*W), groups=0),
+    "epilogue.shuffle is 0": lambda: conv2d(draw(*X), weight(*W), epilogue=Epilogue(shuffle=0)),
+    "x is 0 x 4 pixels": lambda: conv2d(draw(*X)[:, :0], weight(*W), padding=(2, 2, 2, 2)),
     "x is 2 x 4 pixels": lambda: conv2d(draw(1, 2, 4, 16), weight(*W)),
     "weight is of shape": lambda: conv2d(draw(*X), weight(8, 16)),
     "weight is torch.float64": lambda: conv2d(draw(*X), weight(*W).double()),

@@ -75,6 +75,8 @@ def test_bad_input_is_named() -> None:
         elementwise((x,), [Step("cbrt")])
     with pytest.raises(BackendError, match=r"step 1 is .* on earlier values"):
         elementwise((x,), [Step("relu"), Step("add", 0, 2)])
+    with pytest.raises(BackendError, match=r"step 1 is .* on earlier values"):
+        elementwise((x,), [Step("relu"), Step("add", 0, -1)])
     with pytest.raises(BackendError, match="sizes that broadcast"):
         elementwise((x, image(1, 3, 2, 4)), [Step("add", 0, 1)])
     with pytest.raises(BackendError, match="7 inputs; 1 to 6 are accepted"):

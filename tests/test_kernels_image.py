@@ -83,6 +83,11 @@ def test_bad_input_is_named() -> None:
         image_store(x, torch.int8)
     with pytest.raises(BackendError, match=r"a dense .* with room for whole words"):
         image_store(x[..., :1], out=torch.empty(2, dtype=torch.uint8).as_strided((1, 2, 2, 1), (0, 0, 0, 1)))
+    for limits in ((1.0, 1.0), (0.0, torch.inf), (torch.nan, 1.0)):
+        with pytest.raises(BackendError, match=r"low is .* two finite numbers that differ are accepted"):
+            image_store(x, torch.uint8, *limits)
+    with pytest.raises(BackendError, match=r"flag has the shape \[0\]; \[1\] is accepted"):
+        image_store(x, flag=torch.zeros(0, dtype=torch.int32))
     with pytest.raises(BackendError, match="image_store: x is float64"):
         image_store(x.double())
     assert image_store(x[:0]).shape == (0, 2, 2, 3)

@@ -79,5 +79,9 @@ def test_bad_input_is_named() -> None:
         norm_statistics(image(1, 2, 2, 4), 3)
     with pytest.raises(BackendError, match=r"bias has the shape \[3\]; a dense \[4\]"):
         norm(image(1, 2, 2, 4), 0, weight, torch.ones(3))
+    with pytest.raises(BackendError, match="x is 0x2 with 4 channels; at least one pixel"):
+        norm_statistics(image(1, 2, 2, 4)[:, :0], 0)
+    with pytest.raises(BackendError, match="x is 2x2 with 0 channels; at least one pixel"):
+        norm_statistics(image(1, 2, 2, 4)[..., :0], 0)
     with pytest.raises(BackendError, match=r"scratch has the shape \[1\]"):
         norm_statistics(image(1, 2, 2, 4), 0, scratch=torch.ones(1))

@@ -36,5 +36,8 @@ def test_bad_input_is_named() -> None:
         pad(image(1, 2, 3, 1), (2, 0, 0, 0), "reflect")
     with pytest.raises(BackendError, match="constant, reflect, replicate, circular are accepted"):
         pad(image(1, 2, 3, 1), (2, 0, 0, 0), "mirror")
+    for mode in ("reflect", "replicate", "circular"):
+        with pytest.raises(BackendError, match="x is 0x3"):
+            pad(image(1, 2, 3, 1)[:, :0], (1, 1, 1, 1), mode)
     with pytest.raises(BackendError, match="leave nothing of x"):
         pad(image(1, 2, 3, 1), (-1, 0, -1, 0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -133,6 +135,11 @@ def test_phases_take_empty_batches_and_refuse_what_convolutions_refuse():
         upsample_conv2d(draw(1, 2, 3, 8, dtype=HALF), weight(4, 8, 3, 3), scale=(2, 2))
     with pytest.raises(BackendError, match="no size may be zero"):
         upsample_conv2d(draw(1, 2, 3, 8), weight(4, 8, 3, 3), scale=(2, 0))
+    with pytest.raises(BackendError, match="groups is 3; accepted: a divisor"):
+        upsample_conv2d(draw(1, 2, 3, 24), weight(4, 8, 3, 3), scale=(2, 2), groups=3)
+    for launcher in (conv_transpose2d, partial(upsample_conv2d, scale=(2, 2))):
+        with pytest.raises(BackendError, match="groups is 0; accepted: 1 and more"):
+            launcher(draw(1, 2, 3, 8), weight(8, 8, 2, 2), groups=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF, torch.bfloat16])
@@ -158,5 +165,7 @@ def test_linear_takes_views_and_empty_batches_and_names_what_it_refuses():
         linear(x[:, 1:], w)
     with pytest.raises(BackendError, match="weight is of shape"):
         linear(x, weight(8, 20, 1, 1))
+    with pytest.raises(BackendError, match="x is of type ndarray; accepted: a torch tensor"):
+        linear(x.cpu().numpy(), w)
     with pytest.raises(BackendError, match=r"epilogue\.shuffle is 2"):
         linear(x, w, epilogue=Epilogue(shuffle=2))

@@ -70,6 +70,8 @@ def test_bad_input_is_named() -> None:
     rows, row_weights, columns, column_weights = resize_tables(Resize("linear", (Fraction(2), Fraction(2))), 2, 3)
     launch = partial(resize, rows=rows, row_weights=row_weights, columns=columns, column_weights=column_weights)
     check_refusals("resize", launch, image(1, 2, 3, 4))
+    with pytest.raises(BackendError, match="x is 0x3; at least one pixel is accepted"):
+        launch(image(1, 2, 3, 4)[:, :0])
     with pytest.raises(BackendError, match="row_weights is float64; float32 are accepted"):
         resize(image(1, 2, 3, 4), rows, row_weights.double(), columns, column_weights)
     with pytest.raises(BackendError, match="as many taps and sizes as weights"):

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
+from tilefuse.errors import BackendError
 from tilefuse.kernels import toolchain
+from tilefuse.kernels.tensors import row_tile
 from tilefuse.kernels.toolchain import interpreted, unavailable
 
 
@@ -53,3 +55,10 @@ def test_old_gpus_are_named(capability, serves, monkeypatch):
     assert (reason is None) == serves
     assert serves or "8.0 or newer" in str(reason)
     assert toolchain.target("cuda") == capability[0] * 10 + capability[1]
+
+
+def test_rows_of_more_programs_than_a_grid_has_are_named():
+    tile = row_tile(1, 2**30)
+    assert tile.grid(3, 65535 * tile.columns) == (3, 65535)
+    with pytest.raises(BackendError, match=r"a row of the result has .* elements .* are accepted"):
+        tile.grid(3, 65535 * tile.columns + 1)
