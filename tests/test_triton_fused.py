@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from tilefuse.export.generators.espcn import ESPCN
 from tilefuse.export.generators.stylenet import TransformerNet
 from tilefuse.graph import Graph, Input, Node
 from tilefuse.model import Model
-from tilefuse.ops import Binary, Mean
+from tilefuse.ops import Binary, Mean, Pool2d, Resize
 from tilefuse.source import load_model
 
 pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")]
@@ -95,6 +96,20 @@ def test_an_op_without_a_kernel_runs_in_torch_and_is_listed(assert_close: Compar
     assert lower(built, [(1, 3, 5, 7)], torch.float32).torch_ops == ("mean (v2)",)
     (_, note) = BACKEND.notes(Model("averaging", "0", graph=built))
     assert note == "torch runs mean (v2): no kernel serves it"
+
+
+@pytest.mark.parametrize("halvings", [3, 6, 8])
+def test_what_torch_runs_is_told_of_networks_that_halve_many_times(halvings: int) -> None:
+    """Only images of whole multiples of 2^halvings fit their skips."""
+    graph = vocabulary.Builder()
+    name = graph.add(Mean((1,)), graph.conv("x", 3, 4))
+    deep = name
+    for _ in range(halvings):
+        deep = graph.add(Pool2d("max", (2, 2), (2, 2)), deep)
+    for _ in range(halvings):
+        deep = graph.add(Resize("nearest", (Fraction(2), Fraction(2))), deep)
+    built = graph.graph(graph.conv(graph.add(Binary("add"), name, deep), 1, 2))
+    assert BACKEND.notes(Model("deep", "0", graph=built))[1:] == (f"torch runs mean ({name}): no kernel serves it",)
 
 
 def test_what_torch_runs_is_told_by_info_and_explain(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from tilefuse.backends.triton.session import Bindings
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Large enough for the usual strides, and small enough to lower at once.
-_NOMINAL_SIZES = (32, 96)
+# Tried one after the other until a network takes one: the smallest are lowered at once, and deep ones halve many times.
+_NOMINAL_SIZES = (32, 96, 128, 256, 512, 1024)
 _notes: weakref.WeakKeyDictionary[Graph, tuple[str, ...]] = weakref.WeakKeyDictionary()
 
 
