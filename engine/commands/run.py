@@ -217,7 +217,7 @@ def _run_one(engine: Engine, pair: Pair, options: RunOptions, pixels: Pixels) ->
     _event(options, "done", **_report_fields(report), seconds=round(time.perf_counter() - started, 4))
     if options.as_json:
         return
-    for note in report.notes:
+    for note in (*report.notes, *_repeated(report)):
         click.echo(shown(f"tilefuse: {pair.source.name}: {note}"), err=True)
     if options.show_progress or options.explain:
         pixels.bars.console.print(_summary(report), highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -236,6 +236,16 @@ def _summary(report: Report) -> str:
     return (
         f"{shown(report.output)}: {plan.output_width}x{plan.output_height}{kind} in {report.seconds:.2f} s, "
         f"{speed:.2f} input MP/s"
+    )
+
+
+def _repeated(report: Report) -> tuple[str, ...]:
+    """Say how many windows overflowed the precision and were run again."""
+    if not report.rerun_fp32:
+        return ()
+    return (
+        f"{report.rerun_fp32} of {report.windows} windows gave values that are not finite in {report.plan.precision} "
+        "and were run again in fp32",
     )
 
 
