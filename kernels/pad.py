@@ -80,8 +80,9 @@ def plan_launch(x: Tensor, out: Tensor, top: int, left: int, mode: int, value: f
 
 
 @operator("tilefuse::pad", writes=("out",))
-def _launch(x: Tensor, out: Tensor, top: int, left: int, mode: int, value: float) -> Iterable[Launch]:
-    return (plan_launch(x, out, top, left, mode, value),)
+def _launch(x: Tensor, out: Tensor, top: int, left: int, kind: int, value: float) -> Iterable[Launch]:
+    # Not `mode`: torch.compile passes an argument of that name of its own.
+    return (plan_launch(x, out, top, left, kind, value),)
 
 
 @jit

@@ -20,6 +20,7 @@ from tilefuse.kernels.image_store import image_store
 from tilefuse.kernels.layer import pack_conv2d
 from tilefuse.kernels.linear import linear
 from tilefuse.kernels.norm import norm
+from tilefuse.kernels.pad import pad
 from tilefuse.kernels.pixel_norm import pixel_norm
 from tilefuse.kernels.pixel_shuffle import pixel_shuffle
 from tilefuse.kernels.pixel_unshuffle import pixel_unshuffle
@@ -47,6 +48,7 @@ KERNELS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     ),
     "elementwise": (lambda x: elementwise((x, x), (Step("relu"), Step("add", 1, 2))), ()),
     "norm_statistics": (lambda x, w, b: norm(x, 2, w, b), (draw(4), draw(4, seed=1))),
+    "pad": (lambda x: pad(x, (1, 2, 3, 1), "replicate"), ()),
     "pool": (lambda x: pool(x, "max", TWO, TWO), ()),
     "resize": (lambda x, rows, weights: resize(x, rows, weights, rows, weights), (ROWS, WEIGHTS)),
     "pixel_norm": (pixel_norm, ()),
