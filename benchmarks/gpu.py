@@ -1,10 +1,11 @@
 """The GPU check, in one command: python -m benchmarks.gpu --json FILE [--only TEXT ...] [--budget S] [--dry-run]
 
-It checks every layer of the zoo against fp32 and tile against whole, measures the device's two ceilings, and times
-networks and layers beside every baseline that is installed. Each step runs in a process that can be killed: one that
-fails, hangs or runs out of memory is named and costs itself alone. The file is written after every step. What the
-budget leaves no time for is left out and named; torch.compile, which searches, comes last. A second run with --only
-adds its networks to the file. Needs torch, Triton, NumPy and this repository.
+It checks every layer and every network of the zoo against fp32 and tile against whole, measures the device's two
+ceilings, and times networks and layers beside every baseline that is installed. Each step runs in a process that can be
+killed: one that fails, hangs or runs out of memory is named and costs itself alone. The file is written after every
+step. What the budget leaves no time for is left out and named; torch.compile, which searches, comes last. A second run
+with --only adds its networks to the file. Needs torch, Triton, NumPy and this repository; safetensors for the bundled
+networks' weights.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_overlap
+from benchmarks import gpu_overlap, gpu_shipped
 from benchmarks import gpu_tasks as tasks
 from benchmarks.gpu_clock import Ceilings
 from benchmarks.gpu_nets import Net
@@ -109,6 +110,8 @@ def measure(
     }  # fmt: skip
     if found["ring"] is not None:
         _note(record, f"ring kernel: not checked and not timed, {found['ring']}")
+    if earlier is None and gpu_shipped.missing() is not None:
+        _note(record, f"bundled networks: not checked, {gpu_shipped.missing()}")
     workers = min(os.cpu_count() or 1, MOST_WORKERS)
     checks = _checks(dry, chosen, [found[f"kernels {kind}"] for kind in kinds])
     for step, outcome in run(checks, begun + CHECKS_SHARE * budget, workers=workers):
@@ -128,13 +131,17 @@ def measure(
 
 
 def _checks(dry: bool, chosen: list[int], kernels: list[list[str]]) -> list[Step]:
-    """List what has no times: networks first, whose compilation takes longest, and the kernels of each type."""
+    """List what has no times: networks to be timed first, which take longest to compile, then kernels and the zoo."""
     nets, dtypes = tasks.scale(dry).nets, tasks.scale(dry).dtypes
     made = [Step(f"compile {nets[i].name}", tasks.compile_net, (dry, i), NET_S) for i in chosen if not dry]
     made += [Step(nets[i].name, tasks.tiled_equal, (dry, i), NET_S) for i in chosen if nets[i].tiled]
     for kind, names in enumerate(kernels):
         label = str(dtypes[kind]).removeprefix("torch.")
         made += [Step(f"{name} {label}", tasks.check_kernel, (dry, kind, i), CHECK_S) for i, name in enumerate(names)]
+    for kind in range(len(kernels)):
+        label, step = str(dtypes[kind]).removeprefix("torch."), gpu_shipped.check_network
+        shipped = gpu_shipped.shipped(dry)
+        made += [Step(f"network {name} {label}", step, (dry, name, dtypes[kind]), NET_S) for name in shipped]
     return made
 
 
@@ -162,7 +169,7 @@ def _timings(dry: bool, chosen: list[int], kernels: list[tuple[int, str]]) -> li
 def _take_check(record: Row, rows: dict[int, Row], step: Step, outcome: Outcome) -> None:
     if outcome.error is not None:
         print(f"{step.name}: {outcome.error}", flush=True)
-    if step.function is tasks.check_kernel:
+    if step.function in (tasks.check_kernel, gpu_shipped.check_network):
         kernel, _, dtype = step.name.rpartition(" ")
         failed = {"kernel": kernel, "dtype": dtype, "max_error": None, "rms_error": None, "tiled_equal": False}
         record["checks"].append(outcome.result or {**failed, "passed": False, "error": outcome.error})

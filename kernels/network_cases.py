@@ -12,7 +12,7 @@ from torch import nn
 from tilefuse.backends.triton.lowering import lower
 from tilefuse.backends.triton.session import bind
 from tilefuse.capture import from_module
-from tilefuse.export.checkpoints import bundled
+from tilefuse.errors import ModelError
 from tilefuse.export.generators.compact import SRVGGNetCompact
 from tilefuse.export.generators.dcgan import DCGAN
 from tilefuse.export.generators.edsr import EDSR
@@ -27,7 +27,7 @@ from tilefuse.footprint import footprint
 from tilefuse.graph import Graph, Shape
 from tilefuse.kernels.launch import Launch
 from tilefuse.kernels.planning import planning
-from tilefuse.source import load_model
+from tilefuse.passes import fold_batch_norm, lower_resizes
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # A session's pixels: floats, or integers that its own first and last kernels convert.
@@ -60,8 +60,9 @@ PUBLISHED: Mapping[str, tuple[Callable[[], nn.Module], Shape]] = {
 
 def network_cases(target: int) -> Iterator[Launch]:
     """Plan every launch of every network in each precision, for each kind of pixels, at both sizes."""
-    for name, graph in graphs():
-        for shapes in dict.fromkeys(_shapes(graph, size) for size in SIZES):
+    for name in names():
+        graph = network(name)
+        for shapes in dict.fromkeys(input_shapes(graph, size) for size in SIZES):
             for dtype in DTYPES:
                 for pixels in PIXELS:
                     size = "x".join(map(str, shapes[0][2:]))
@@ -80,23 +81,42 @@ def plan(
         yield replace(launch, name=f"{name} {launch.name}")
 
 
+def names() -> tuple[str, ...]:
+    """Name the bundled networks and the published ones."""
+    # What reads checkpoints is needed for the bundled ones alone.
+    from tilefuse.export.checkpoints import bundled
+
+    return (*bundled(), *PUBLISHED)
+
+
 @cache
-def graphs() -> tuple[tuple[str, Graph], ...]:
-    """Capture the bundled networks and the published ones, by name."""
-    found: list[tuple[str, Graph]] = []
-    for name in bundled():
-        graph = load_model(name).graph
-        if graph is not None:
-            found.append((name, graph))
-    for name, (build, shape) in PUBLISHED.items():
-        torch.manual_seed(0)
-        found.append((name, from_module(build().eval(), torch.rand(shape))))
-    return tuple(found)
+def network(name: str) -> Graph:
+    """Give the graph that an engine has of a network: a bundled one, or a published one with seeded weights.
+
+    Raises:
+        ModelError: no network is called so.
+    """
+    if name not in PUBLISHED:
+        from tilefuse.source import load_model
+
+        model = load_model(name)
+        if model.graph is None:
+            raise ModelError(f"{name} has no graph: {model.uncaptured}")
+        return model.graph
+    build, shape = PUBLISHED[name]
+    torch.manual_seed(0)
+    graph = fold_batch_norm(from_module(build().eval(), torch.rand(shape)))
+    return lower_resizes(graph, graph.shapes(*input_shapes(graph, 1))) if _is_resizable(graph) else graph
 
 
-def _shapes(graph: Graph, size: int) -> tuple[Shape, ...]:
+def input_shapes(graph: Graph, size: int) -> tuple[Shape, ...]:
     """Shapes of a graph's inputs for square images of at least `size` pixels; latents have theirs."""
-    if any(None in spec.shape[2:] for spec in graph.inputs):
+    if _is_resizable(graph):
         found = footprint(graph)
         size = found.y.padded(size, found.minimum_px)
     return tuple(tuple(known or (size if i >= 2 else 1) for i, known in enumerate(spec.shape)) for spec in graph.inputs)
+
+
+def _is_resizable(graph: Graph) -> bool:
+    """Tell whether a graph takes images of any size."""
+    return any(None in spec.shape[2:] for spec in graph.inputs)

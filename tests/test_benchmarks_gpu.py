@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from benchmarks import gpu, gpu_kernels, gpu_overlap, gpu_runners, gpu_table, gpu_tasks
+from benchmarks import gpu, gpu_kernels, gpu_overlap, gpu_runners, gpu_shipped, gpu_table, gpu_tasks
 from benchmarks.gpu_clock import Ceilings, HostClock, Timing
 from benchmarks.gpu_nets import NETS, TINY
 from benchmarks.gpu_plain import plain_subjects
 from benchmarks.gpu_record import COMPILED, EAGER, TRITON, check_record, geometric_mean, judged, speed_up, table, write
 from benchmarks.gpu_steps import NO_TIME, Outcome, Step
+from tilefuse.backends.triton.operations import Chained
 from tilefuse.errors import BackendError
+from tilefuse.kernels.network_cases import PUBLISHED
 
 pytestmark = pytest.mark.thorough
 
@@ -165,6 +168,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(gpu_tasks, "plain_subjects", lambda: plain_subjects()[:1])
     monkeypatch.setattr(gpu, "run_steps", here)
     monkeypatch.setattr(gpu_overlap, "TINY", ())
+    monkeypatch.setattr(gpu_shipped, "shipped", lambda dry: ())
     yield
     for kept in (gpu_tasks._subjects, gpu_tasks._graph, gpu_tasks._clock):
         kept.cache_clear()
@@ -280,6 +284,39 @@ def test_every_kernel_without_a_product_is_right_and_tiles() -> None:
         found = gpu_kernels.check(each, (21, 27), torch.float16, "cpu")
         assert found.passed, found
     assert len({each.name for each in plain_subjects()}) == len(plain_subjects())
+
+
+def test_a_network_of_the_zoo_is_right_and_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = gpu_shipped.check_network(True, "ESPCN x2", torch.float16)
+    assert found["passed"]
+    assert found["tiled_equal"]
+    assert 0 < found["rms_error"] <= found["max_error"] < 0.01
+    run = Chained.run
+
+    def shifted(chained: Chained, reads: list[Tensor], writes: list[Tensor]) -> None:
+        run(chained, reads, writes)
+        writes[1].add_(0.05)
+
+    def uneven(chained: Chained, reads: list[Tensor], writes: list[Tensor]) -> None:
+        run(chained, reads, writes)
+        if reads[0].shape[1] < 20:
+            writes[1].mul_(1.001)
+
+    for fault, expected in ((shifted, (False, True)), (uneven, (True, False))):
+        monkeypatch.setattr(Chained, "run", fault)
+        found = gpu_shipped.check_network(True, "ESPCN x2", torch.float16)
+        right = found["rms_error"] < 10 ** (-gpu_shipped.LEAST_DB[torch.float16] / 20)
+        assert (right, found["tiled_equal"]) == expected, found
+        assert not found["passed"]
+
+
+def test_every_network_of_the_zoo_is_a_step_in_every_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = gpu._checks(False, [], [[], [], []])
+    assert len(steps) == 3 * len(gpu_shipped.names())
+    assert {step.arguments[2] for step in steps} == {torch.float16, torch.bfloat16, torch.float32}
+    monkeypatch.setattr(gpu_shipped, "find_spec", lambda _: None)
+    assert gpu_shipped.missing() == "safetensors is not installed"
+    assert gpu_shipped.shipped(False) == tuple(PUBLISHED)
 
 
 def test_the_networks_of_the_claim_are_all_there() -> None:
