@@ -35,6 +35,10 @@ TOLERANCE = 1e-4
 TRACES_OFF = "do_not_emit_stack_traces"
 _TRACING = RLock()
 
+INSTEAD_OF_PROGRAM = (
+    "give the torch.nn.Module that was exported, or an .onnx file: torch.onnx.export(program, f='model.onnx')"
+)
+
 Tensors = tuple[Tensor, ...]
 Growth = tuple[Fraction, Fraction]
 
@@ -110,10 +114,20 @@ def without_stack_traces() -> Iterator[None]:
 
 @contextmanager
 def inference_mode_of(module: nn.Module) -> Iterator[None]:
-    """Switch a module and its parts to eval mode, and back to what each was."""
+    """Switch a module and its parts to eval mode, and back to what each was.
+
+    Raises:
+        ModelError: it is a program of torch.export, whose mode is fixed, or holds one.
+    """
     modes = [(part, part.training) for part in module.modules()]
-    module.eval()
     try:
+        try:
+            module.eval()
+        except NotImplementedError as error:
+            raise ModelError(
+                f"{type(module).__name__} is or holds an exported program, which keeps the sizes and the mode it was "
+                f"exported in; {INSTEAD_OF_PROGRAM}"
+            ) from error
         yield
     finally:
         for part, training in modes:

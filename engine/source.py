@@ -12,14 +12,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from tilefuse.backends import registry
-from tilefuse.capture import from_module, from_onnx, inference_mode_of
+from tilefuse.capture import INSTEAD_OF_PROGRAM, from_module, from_onnx, inference_mode_of
 from tilefuse.errors import ModelError, TilefuseError
 from tilefuse.export.checkpoints import bundled, load_bundled, load_module
 from tilefuse.footprint import Axis, Footprint, footprint
 from tilefuse.graph import Graph
+from tilefuse.images.outputs import shown
 from tilefuse.importers.onnx_files import onnx_example, read_model
 from tilefuse.importers.onnx_metadata import value_range
 from tilefuse.machine import cpu_threads
@@ -35,10 +38,13 @@ def load_model(source: str | os.PathLike[str] | nn.Module) -> Model:
     """Load a bundled name, a checkpoint, an ONNX file or a module.
 
     Raises:
-        ModelError: nothing of that name, a damaged or unsafe file, or an architecture nobody recognises.
+        ModelError: nothing of that name, a damaged or unsafe file, an architecture nobody recognises, a network of
+            several outputs, or a program of torch.export.
     """
     if isinstance(source, nn.Module):
         return _from_module(in_float32(source), type(source).__name__, {}, [])
+    if isinstance(source, ExportedProgram):
+        raise ModelError(f"an ExportedProgram keeps the sizes and the mode it was exported in; {INSTEAD_OF_PROGRAM}")
     if not isinstance(source, str | os.PathLike):
         raise ModelError(
             f"{type(source).__name__} is no model; give a bundled name, the path of a checkpoint or .onnx file, or a "
@@ -84,14 +90,36 @@ def _from_module(module: nn.Module, name: str, details: Mapping[str, str], examp
             graph = fold_batch_norm(from_module(module, *inputs))
         except ModelError as error:
             # The module itself is the truth: what the vocabulary can't say still runs, as a whole.
-            untiled, channels, why = _untiled(inputs[0], module(*inputs), str(error))
+            untiled, channels, why = _untiled(inputs[0], _single(name, module(*inputs)), str(error))
             model = Model(name, sha256, None, str(error), module, details=details)
             return replace(model, footprint=untiled, no_footprint=why, image_channels=channels)
+        if len(graph.outputs) > 1:
+            _single(name, module(*inputs))
     return _captured(Model(name, sha256, graph, module=module, details=details), graph)
+
+
+def _single(name: str, result: object) -> Tensor | None:
+    """Return the one tensor of a module's result, None where it holds none. Raises ModelError where it holds more."""
+    tensors = [(keystr(at), leaf) for at, leaf in tree_flatten_with_path(result)[0] if isinstance(leaf, Tensor)]
+    if len(tensors) > 1:
+        listed = ", ".join(f"{at} of {'x'.join(map(str, tensor.shape))}" for at, tensor in tensors)
+        raise ModelError(
+            f"{name} gives {len(tensors)} outputs: {listed}; an engine runs a network of one. Load a module whose "
+            "forward calls this one and returns the wanted tensor alone"
+        )
+    return tensors[0][1] if tensors else None
 
 
 def _from_onnx(path: Path) -> Model:
     proto = read_model(path)
+    outputs = [value.name for value in proto.graph.output]
+    if len(outputs) > 1:
+        held = {tensor.name for tensor in proto.graph.initializer}
+        inputs = [value.name for value in proto.graph.input if value.name not in held]
+        raise ModelError(
+            f"{shown(path)} gives {len(outputs)} outputs: {', '.join(outputs)}; an engine runs a network of one. Keep "
+            f"the wanted one with onnx.utils.extract_model({str(path)!r}, 'one.onnx', {inputs}, {outputs[:1]})"
+        )
     data = proto.SerializeToString()
     sha256 = hashlib.sha256(data).hexdigest()
     model = Model(path.name, sha256, value_range=value_range(proto), details={"format": "ONNX"})
@@ -125,14 +153,20 @@ def _captured(model: Model, graph: Graph) -> Model:
         found = footprint(graph)
     except ModelError as error:
         return replace(model, graph=graph, no_footprint=str(error))
+    if len(graph.inputs) > 1:
+        names = ", ".join(spec.name for spec in graph.inputs)
+        raise ModelError(
+            f"{model.name} takes {len(graph.inputs)} inputs ({names}), and an engine gives a network one image; join "
+            "them as channels of one, or make the others constants"
+        )
     shapes = graph.shapes(*input_shapes(graph, 1, (found.minimum_px, found.minimum_px)))
     channels = (shapes[graph.inputs[0].name][1], shapes[graph.outputs[0]][1])
     return replace(model, graph=lower_resizes(graph, shapes), footprint=found, image_channels=channels)
 
 
-def _untiled(example: Tensor, result: object, reason: str) -> tuple[Footprint | None, tuple[int, int], str]:
+def _untiled(example: Tensor, result: Tensor | None, reason: str) -> tuple[Footprint | None, tuple[int, int], str]:
     """Describe a network known only by one run: whole images, at the scale seen."""
-    if example.ndim != 4 or not isinstance(result, Tensor) or result.ndim != 4:
+    if example.ndim != 4 or result is None or result.ndim != 4:
         return None, (0, 0), "it maps no image to an image"
     axes = [Axis(Fraction(result.shape[d], example.shape[d]), 0, 0, 0, 1) for d in (2, 3)]
     return Footprint(axes[0], axes[1], (reason,), 1), (example.shape[1], result.shape[1]), ""

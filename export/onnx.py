@@ -187,8 +187,8 @@ def _network(source: str | os.PathLike[str] | nn.Module) -> _Network:
         raise ExportError(f"{model.name} is an ONNX file already, with ops tilefuse can't rewrite: {model.uncaptured}")
     with torch.no_grad():
         result = run(*signature.traced())
-    if not isinstance(result, Tensor) or (graph is not None and len(graph.outputs) != 1):
-        raise ExportError(f"{model.name} gives several results; export a module that returns the image alone")
+    if not isinstance(result, Tensor):
+        raise ExportError(f"{model.name} gives a {type(result).__name__}; export a module that returns the image alone")
     fixed = [slot for slot in signature.slots if slot.name == "image" and not slot.is_image]
     if fixed and result.ndim == 4:
         size = "x".join(map(str, fixed[0].sizes))

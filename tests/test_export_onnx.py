@@ -239,11 +239,11 @@ class OneSize(Branching):
         return self.conv(x) + self.picture
 
 
-class Several(Branching):
-    """Gives two images."""
+class Contained(Branching):
+    """Gives an image in a tuple."""
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.conv(x), x
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.conv(x),)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ class Several(Branching):
         (SizeBranching, ("certain sizes only", "40", "don't branch")),
         (Unsupported, ("bessel_j0", "replace it")),
         (OneSize, ("3x16x24 only", "leave out weights")),
-        (Several, ("several results", "alone")),
+        (Contained, ("gives a tuple", "alone")),
     ],
 )
 def test_what_cannot_be_exported_is_named_and_leaves_nothing(
