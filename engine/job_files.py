@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tilefuse.errors import UsageError
 from tilefuse.images.outputs import shown
+from tilefuse.naming import flush_folder, rename_new
 from tilefuse.storage.flat import disk_errors
 
 
@@ -43,6 +44,13 @@ class JobFiles:
             return self.encoded
         self.encoded.mkdir()
         return self.encoded / self.output.name
+
+    def take_back(self) -> None:
+        """Remove what is encoded; an .npy result that is the raster itself, moved, becomes the raster again."""
+        if self.output.suffix.lower() == ".npy" and self.encoded.is_file() and not os.path.lexists(self.part):
+            os.rename(self.encoded, self.part)
+        else:
+            remove(self.encoded)
 
     def begin_flush(self) -> None:
         """Have the system write what is encoded so far, so that `flush_encoded` need not wait for all of it."""
@@ -89,29 +97,22 @@ class JobFiles:
                     if self.output.is_dir():
                         shutil.rmtree(self.output)
                     os.replace(self.encoded, self.output)
-                elif self.encoded.is_dir():
-                    os.rename(self.encoded, self.output)
                 else:
-                    # Unlike a rename, a link never takes the place of a file that came meanwhile.
-                    os.link(self.encoded, self.output)
-                    self.encoded.unlink()
+                    rename_new(self.encoded, self.output)
             except FileExistsError as error:
                 raise UsageError(f"{shown(self.output)}: appeared while the job ran; move it, then --resume") from error
-            descriptor = os.open(self.output.absolute().parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            flush_folder(self.output.absolute().parent)
 
     def _publish_pyramid(self, overwrite: bool) -> None:
         """Move the folder of tiles, then the file that names it: a viewer never sees a file without tiles."""
         tiles = f"{self.output.stem}_files"
         source, place = self.encoded / tiles, self.output.with_name(tiles)
+        move = os.replace if overwrite else rename_new
         if source.exists():
             if place.exists() and overwrite:
                 shutil.rmtree(place)
-            os.rename(source, place)
-        os.replace(self.encoded / self.output.name, self.output)
+            move(source, place)
+        move(self.encoded / self.output.name, self.output)
         shutil.rmtree(self.encoded)
 
 

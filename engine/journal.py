@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tilefuse.errors import UsageError
 from tilefuse.images.outputs import shown
+from tilefuse.naming import flush_folder
 from tilefuse.storage.flat import disk_errors
 
 _MAGIC = b"tilefuse journal 1\n"
@@ -78,11 +79,7 @@ class Journal:
             os.ftruncate(self._descriptor, 0)
             self._append(_MAGIC + _PREFIX.pack(len(data), zlib.crc32(data)) + data)
             self.sync()
-            folder = os.open(self._path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            flush_folder(self._path.parent)
 
     def window(self, index: int, checksum: int) -> None:
         """Record a finished window; its samples must have been handed to the system before."""

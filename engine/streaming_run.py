@@ -196,7 +196,10 @@ def _run(
         check_target(job.output, overwrite=False)
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     with disk_errors("the unfinished result"):
-        descriptor = os.open(files.part, flags | (0 if history.windows else os.O_TRUNC), 0o600)
+        if not os.path.lexists(files.part):
+            files.take_back()
+        # With the permissions of any new file: an .npy result is this very file.
+        descriptor = os.open(files.part, flags | (0 if history.windows else os.O_TRUNC), 0o666)
     try:
         there = os.stat(descriptor).st_blocks * 512
         check_free_space(job.output.absolute().parent, disk_bytes(job, result) - there)
@@ -250,7 +253,7 @@ def _compute_and_encode(
         with beside(encoded, gate) as check:
             return _compute(work, raster, journal, done, progress, gate, check)
     except BaseException:
-        remove(files.encoded)
+        files.take_back()
         raise
 
 

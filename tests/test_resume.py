@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -203,6 +204,60 @@ def test_a_name_taken_meanwhile_is_left_alone(engine: tilefuse.Engine, source: P
     assert output.read_text() == "somebody's"
     output.unlink()
     assert engine.run_file(source, output, resume=True).windows == 0
+
+
+@pytest.fixture
+def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away what exFAT and many network and FUSE mounts lack."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.usefixtures("no_links")
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+@pytest.mark.parametrize("place", ["flush_encoded", "encoded", "publish", "_clean"])
+def test_a_job_killed_where_files_have_one_name_goes_on(
+    engine: tilefuse.Engine, source: Path, tmp_path: Path, place: str, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each of the last steps: behind the encoder nothing cleans up, so an error leaves what a kill does."""
+    reference, output = tmp_path / f"reference{suffix}", tmp_path / f"out{suffix}"
+    engine.run_file(source, reference, resume=True)
+    owner = {"encoded": Journal, "_clean": streaming_run}.get(place, JobFiles)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, place, stop)
+        with pytest.raises(Stop):
+            engine.run_file(source, output, resume=True)
+    report = engine.run_file(source, output, resume=True)
+    assert report.windows == 0, "what was done is not done again"
+    assert output.read_bytes() == reference.read_bytes()
+    assert [p.name for p in tmp_path.iterdir() if "tilefuse" in p.name] == []
+
+
+@pytest.mark.usefixtures("no_links")
+def test_an_encoder_that_fails_where_files_have_one_name_costs_no_window(
+    engine: tilefuse.Engine, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = streaming_run.encode
+
+    def fail(target: Target, *arguments: object) -> None:
+        encode(target, *arguments)
+        raise CapacityError("no space left for the result")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(streaming_run, "encode", fail)
+        with pytest.raises(CapacityError, match="no space left"):
+            engine.run_file(source, tmp_path / "out.npy")
+    assert engine.run_file(source, tmp_path / "out.npy", resume=True).windows == 0
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+def test_a_result_has_ordinary_permissions(engine: tilefuse.Engine, source: Path, tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "plain").touch()
+    engine.run_file(source, tmp_path / f"out{suffix}", resume=True)
+    assert (tmp_path / f"out{suffix}").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])

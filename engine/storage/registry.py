@@ -181,8 +181,11 @@ def encode(target: Target, suffix: str, output: Path) -> None:
         case ".zarr":
             encode_zarr(raster, info, output, cancelled)
         case ".npy":
-            # The raster is an .npy file already.
-            os.link(target.path, output)
+            # The raster is an .npy file already; where a file can't have two names, it moves.
+            try:
+                os.link(target.path, output)
+            except OSError:
+                os.rename(target.path, output)
         case "PNG":
             encode_png(raster, info, output, cancelled)
         case "JPEG":
