@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from tilefuse.errors import ImageError, UsageError
-from tilefuse.images import read_image
+from tilefuse.images import read_image, unnamed
 from tilefuse.images.outputs import check_output, output_format, replacing
 
 
@@ -145,7 +146,9 @@ def test_the_name_appears_only_at_the_end(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.png"]
 
 
-def test_a_folder_whose_system_has_no_unnamed_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=[True, False], ids=["unnamed", "in memory"])
+def no_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take hard links away, as exFAT and many network and FUSE mounts do, and files without a name as well."""
     opened = os.open
 
     def refusing(path: str, flags: int, *rest: int, **options: int) -> int:
@@ -153,10 +156,91 @@ def test_a_folder_whose_system_has_no_unnamed_files(tmp_path: Path, monkeypatch:
             raise OSError(errno.EOPNOTSUPP, "Operation not supported")
         return opened(path, flags, *rest, **options)
 
-    monkeypatch.setattr(os, "open", refusing)
-    with replacing(tmp_path / "a.png") as stream:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    if not request.param:
+        monkeypatch.setattr(os, "open", refusing)
+
+
+@pytest.mark.usefixtures("no_links")
+def test_a_folder_where_files_have_one_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    with replacing(path) as stream:
+        stream.write(b"whole")
+    assert path.read_bytes() == b"whole"
+    with replacing(path, overwrite=True) as stream:
+        stream.write(b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+@pytest.mark.usefixtures("no_links")
+def test_what_appears_in_the_last_moment_stays_where_files_have_one_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    renamed = unnamed.rename_new
+
+    def meanwhile(source: Path, name: Path) -> None:
+        name.write_bytes(b"precious")
+        renamed(source, name)
+
+    monkeypatch.setattr(unnamed, "rename_new", meanwhile)
+    with pytest.raises(UsageError, match="already exists"), replacing(path) as stream:
+        stream.write(b"new")
+    assert path.read_bytes() == b"precious"
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def killed_before_the_rename(folder: Path) -> None:
+    """Overwrite a file in a process that dies with the new one under its temporary name."""
+    (folder / "a.png").write_bytes(b"old")
+    child = os.fork()
+    if child == 0:
+        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        with replacing(folder / "a.png", overwrite=True) as stream:
+            stream.write(b"new")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    killed_before_the_rename(tmp_path)
+    (left,) = set(os.listdir(tmp_path)) - {"a.png"}
+    os.utime(tmp_path / left, (0, 0))
+    (tmp_path / ".tilefuse-00000000-000000000000.part").write_bytes(b"another machine's")
+    (tmp_path / f"{left[:-5]}.png").write_bytes(b"somebody's")
+    with replacing(tmp_path / "b.png") as stream:
+        stream.write(b"b")
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        [".tilefuse-00000000-000000000000.part", f"{left[:-5]}.png", "a.png", "b.png"]
+    )
+
+
+@pytest.mark.usefixtures("kind_of_file")
+def test_what_another_is_about_to_rename_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced = os.replace
+    (tmp_path / "a.png").write_bytes(b"old")
+
+    def beside_another(source: Path, name: Path) -> None:
+        os.utime(source, (0, 0))
+        unnamed.remove_abandoned.__wrapped__(tmp_path)
+        replaced(source, name)
+
+    monkeypatch.setattr(os, "replace", beside_another)
+    with replacing(tmp_path / "a.png", overwrite=True) as stream:
         stream.write(b"whole")
     assert (tmp_path / "a.png").read_bytes() == b"whole"
+
+
+def test_nothing_is_left_of_a_kill_where_the_name_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is linked to its own name at once: there is no moment with another."""
+    linked, names = os.link, []
+    monkeypatch.setattr(os, "link", lambda source, name, **where: (names.append(name), linked(source, name, **where)))
+    with replacing(tmp_path / "a.png") as stream:
+        stream.write(b"whole")
+    assert names in ([tmp_path / "a.png"], [])
 
 
 def test_a_link_to_another_file_system_is_followed(tmp_path: Path) -> None:

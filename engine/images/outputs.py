@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import os
-import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from tilefuse.errors import UsageError
+from tilefuse.images.unnamed import give_name, remove_abandoned, temporary_name, unnamed
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WebP", ".tif": "TIFF", ".tiff": "TIFF"}
 
@@ -56,9 +55,9 @@ def check_writable(path: str | os.PathLike[str], *, overwrite: bool = False) -> 
     """
     _check_free(path, overwrite)
     try:
-        probe = _temporary_beside(path)
+        probe = temporary_name(Path(os.path.realpath(path)).parent)
         os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         raise _unwritable(path, error) from error
     return Path(path)
@@ -77,11 +76,6 @@ def _check_free(path: str | os.PathLike[str], overwrite: bool) -> None:
         raise UsageError(f"{shown(path)}: already exists; choose another name or allow overwriting (--overwrite)")
 
 
-def _temporary_beside(path: str | os.PathLike[str]) -> Path:
-    # The real path, so that replacing a symbolic link's target keeps the link; a short name, so that it always fits.
-    return Path(os.path.realpath(path)).parent / f".tilefuse-{secrets.token_hex(6)}.part"
-
-
 def _unwritable(path: str | os.PathLike[str], error: OSError | ValueError) -> UsageError:
     folder = Path(path).parent
     if isinstance(error, FileNotFoundError) and not folder.exists():
@@ -95,48 +89,20 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Itera
     """Open a file that takes the name `path` only when the block ends without an error.
 
     The bytes go to a file without a name in the same folder, so that nothing is left of a job that is killed; it is
-    flushed to the disk, named and renamed. Where a system has no such files, they are held in memory meanwhile. On any
-    error, KeyboardInterrupt included, what stood at `path` is untouched.
+    flushed to the disk and named. Where a system has no such files, they are held in memory meanwhile. On any error,
+    KeyboardInterrupt included, what stood at `path` is untouched.
     Raises UsageError when `path` is taken and `overwrite` is false, or when the system refuses the writing.
     """
     _check_free(path, overwrite)
-    temporary = _temporary_beside(path)
+    # The real path, so that replacing a symbolic link's target keeps the link.
+    name = Path(os.path.realpath(path))
     try:
-        with _unnamed(temporary) as stream:
+        remove_abandoned(name.parent)
+        with unnamed(name.parent) as stream:
             yield stream
             stream.flush()
-            _name(stream, temporary)
+            _check_free(path, overwrite)
+            give_name(stream, name, overwrite=overwrite)
+    except OSError as error:
         _check_free(path, overwrite)
-        os.replace(temporary, os.path.realpath(path))
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise _unwritable(path, error) from error
-        raise
-
-
-def _unnamed(path: Path) -> BinaryIO:
-    """Open a file without a name beside `path`; in memory where the system, or that of the disk, has none."""
-    try:
-        # Libraries ask for the name of what they write to.
-        return open(str(path), "w+b", opener=lambda *_: os.open(path.parent, os.O_RDWR | os.O_TMPFILE, 0o666))
-    except (AttributeError, OSError):
-        return io.BytesIO()
-
-
-def _name(stream: BinaryIO, path: Path) -> None:
-    """Make a file of `_unnamed` durable under a name that is free."""
-    if isinstance(stream, io.BytesIO):
-        with open(path, "xb") as named:
-            named.write(stream.getbuffer())
-            named.flush()
-            os.fsync(named.fileno())
-        return
-    os.fsync(stream.fileno())
-    # The call that follows the link in /proc to the file is chosen by giving the folder that it starts from.
-    link, folder = f"/proc/self/fd/{stream.fileno()}", os.open(path.parent, os.O_RDONLY)
-    try:
-        os.link(link, path, src_dir_fd=folder, follow_symlinks=True)
-    finally:
-        os.close(folder)
+        raise _unwritable(path, error) from error
