@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Lock
+from threading import RLock
 
 import numpy as np
 
@@ -61,7 +61,7 @@ class Budget:
     def __init__(self, device: str, asked: int = 0) -> None:
         self._device = device
         self._fixed = asked
-        self._lock = Lock()
+        self._lock = RLock()
 
     def __call__(self) -> int:
         if not self._device.startswith("cuda"):

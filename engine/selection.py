@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 
 import torch
 
@@ -54,7 +54,7 @@ class Choices:
         self._options = options
         self._predicted = predicted
         self._question = _question(model, options, predicted[0].device)
-        self._lock = Lock()
+        self._lock = RLock()
         self._made: dict[Subject, Choice] = {}
 
     def look(self, subject: Subject) -> Choice:

@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Lock
+from threading import RLock
 from typing import Generic, TypeVar
 
 from tilefuse.backends.base import Session
@@ -41,7 +41,8 @@ class SessionCache(Generic[Key]):
         self._compile = compile_session
         self._capacity = capacity
         self._room = room
-        self._lock = Lock()
+        # A signal's handler, which may run the engine, interrupts the main thread while that compiles.
+        self._lock = RLock()
         self._sessions: OrderedDict[Key, Session | PixelSession] = OrderedDict()
         self._process = 0
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
+from torch import nn
 
+import tilefuse
+from tilefuse import selection
 from tilefuse.backends.base import Session
+from tilefuse.measurement import Subject
 from tilefuse.sessions import SessionCache
 
 
@@ -56,3 +61,39 @@ def test_a_forked_process_is_told_that_the_threads_stayed_behind() -> None:
     for key in ("a", "b"):
         assert forked(lambda key=key: str(cache.get(key))).startswith("UsageError: the engine ran in process")  # type: ignore[misc]
     assert cache.get("b") == "b"
+
+
+@pytest.mark.timeout(20)
+def test_a_signal_handler_may_run_the_engine_while_the_main_thread_compiles() -> None:
+    """It runs in the main thread, which would wait for itself."""
+
+    def compile_session(key: str) -> Session:
+        if key == "a":
+            signal.raise_signal(signal.SIGUSR1)
+        return cast(Any, f"session {key}")
+
+    sessions: SessionCache[str] = SessionCache(compile_session)
+    handled: list[object] = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: handled.append(sessions.get("b")))
+    try:
+        assert sessions.get("a") == "session a"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert handled == ["session b"]
+    assert sessions.get("b") == "session b"
+
+
+@pytest.mark.timeout(20)
+def test_a_signal_handler_may_ask_who_serves_while_the_main_thread_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tilefuse.load(nn.Conv2d(3, 3, 1), backend="torch_eager")
+    subject, asked = Subject(1, 8, 8, "uint8"), list[object]()
+    recall = selection.recall
+
+    def interrupted(*arguments: Any) -> Any:
+        if not asked:
+            asked.append(None)
+            asked.append(engine.choices.look(subject).servings)
+        return recall(*arguments)
+
+    monkeypatch.setattr(selection, "recall", interrupted)
+    assert engine.choices.settle(subject).servings == asked[1]

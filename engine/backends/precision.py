@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _restore = contextlib.ExitStack()
 _users = 0
 
