@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -37,13 +38,14 @@ class Embedded(ABC):
 
         Raises:
             UsageError: `look_ahead` is not positive.
+            ImageError: `images` is one image, or nothing that gives images.
         """
         if isinstance(look_ahead, bool) or not isinstance(look_ahead, int) or look_ahead < 1:
             raise UsageError(f"look_ahead: {look_ahead!r} is none; give the number of images to take ahead, 1 or more")
-        return _in_order(lambda image: self(image, bgr=bgr), images, look_ahead)
+        return _in_order(lambda image: self(image, bgr=bgr), series(images), look_ahead)
 
     def batch(self, images: Iterable[Kind], *, bgr: bool = False) -> list[Kind]:
-        """Run several images, of one size or of many, and return their results in order."""
+        """Run several images, of one size or of many, and return their results in order; otherwise as `stream`."""
         return list(self.stream(images, bgr=bgr))
 
     async def acall(self, image: Kind, *, bgr: bool = False) -> Kind:
@@ -52,6 +54,25 @@ class Embedded(ABC):
         Calls awaited together run in the loop's default executor. Cancelling stops the waiting, not the computing.
         """
         return await asyncio.to_thread(self, image, bgr=bgr)
+
+
+def series(images: Iterable[Kind]) -> Iterator[Kind]:
+    """Iterate over images, where that gives images: the rows of one image would be taken for gray ones.
+
+    Raises:
+        ImageError: it is one image, or can't be iterated over.
+    """
+    kind = type(images).__name__
+    single = isinstance(images, str | bytes)
+    if isinstance(images, np.ndarray | torch.Tensor):
+        kind += f" of {'x'.join(map(str, images.shape))}"
+        # Channels come last in arrays and first in tensors.
+        depth = images.shape[-1 if isinstance(images, np.ndarray) else 0] if images.ndim == 3 else 0
+        single = images.ndim < 3 or 1 <= depth <= 4
+    if not single:
+        with contextlib.suppress(TypeError):
+            return iter(images)
+    raise ImageError(f"images: {kind} is no series of images; give a list, a generator or a batch [N, ...] of them")
 
 
 def array_of(image: object) -> NDArray[Any]:
@@ -91,9 +112,8 @@ def swap_channels(image: Kind) -> Kind:
     return cast(Kind, colour if image.shape[2] == 3 else np.concatenate([colour, image[..., 3:]], axis=2))
 
 
-def _in_order(call: Callable[[Kind], Kind], images: Iterable[Kind], look_ahead: int) -> Iterator[Kind]:
+def _in_order(call: Callable[[Kind], Kind], inputs: Iterator[Kind], look_ahead: int) -> Iterator[Kind]:
     pending: deque[Future[Kind]] = deque()
-    inputs = iter(images)
     with ThreadPoolExecutor(1, thread_name_prefix=THREAD_NAME) as pool:
         try:
             more = True

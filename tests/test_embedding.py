@@ -99,6 +99,30 @@ def test_a_look_ahead_that_is_none_is_refused_at_once(look_ahead: object) -> Non
         Doubled().stream([1], look_ahead=look_ahead)
 
 
+@pytest.mark.parametrize(
+    ("images", "kind"),
+    [
+        (None, "NoneType"),
+        (5, "int"),
+        (Image.new("RGB", (4, 4)), "Image"),
+        ("photo.png", "str"),
+        (b"photo", "bytes"),
+        (np.zeros((9, 8, 3), np.uint8), "ndarray of 9x8x3"),
+        (np.zeros((9, 8), np.uint8), "ndarray of 9x8"),
+        (torch.zeros(3, 9, 8), "Tensor of 3x9x8"),
+    ],
+)
+def test_what_is_no_series_of_images_is_refused_at_once(images: object, kind: str) -> None:
+    for call in (Doubled().stream, Doubled().batch):
+        with pytest.raises(ImageError, match=f"images: {kind} is no series of images; give a list"):
+            call(images)
+
+
+@pytest.mark.parametrize("stack", [np.zeros((2, 9, 8, 3), np.uint8), np.zeros((2, 9, 8), np.uint8)])
+def test_a_stack_is_a_series_of_images(engine: tilefuse.Engine, stack: np.ndarray) -> None:
+    assert [result.shape[:2] for result in engine.batch(stack)] == [(18, 16)] * 2
+
+
 def test_async_calls_run_side_by_side() -> None:
     both = threading.Barrier(2, timeout=30)
 
