@@ -87,7 +87,8 @@ def session_cache(model: Model, device: str, budget: Callable[[], int]) -> Sessi
 
     def compile_session(key: SessionKey) -> Session | PixelSession:
         shapes = shapes_of(key)
-        backend, threads = registry.get(key.backend), key.threads or cpu_threads()
+        # A choice that was made before a fork may ask for more threads than there are now.
+        backend, threads = registry.get(key.backend), min(key.threads or cpu_threads(), cpu_threads())
         if key.dtype == "float32":
             return backend.compile(model, shapes, device=device, precision=key.precision, threads=threads)
         dtype = np.dtype(key.dtype)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tilefuse.cgroup import ControlGroups, memory_left
 from tilefuse.errors import UsageError
+from tilefuse.forked import threads_left_behind
 
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{letter}{suffix}": 1024**power for power, letter in enumerate("KMGT", 1) for suffix in ("", "B", "iB")}
@@ -46,7 +47,12 @@ def format_at_least(count: float) -> str:
 
 
 def cpu_threads() -> int:
-    """Processors this process may use: those it may run on, or fewer where a container gives it less of their time."""
+    """Processors this process may use: those it may run on, or fewer where a container gives it less of their time.
+
+    One where it was forked from a process that computed.
+    """
+    if threads_left_behind():
+        return 1
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(found, _processors_granted() or found)
 

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 from tilefuse.backends.base import Session
 from tilefuse.backends.pixels import PixelSession
 from tilefuse.errors import UsageError
+from tilefuse.forked import computing
 
 Key = TypeVar("Key")
 
@@ -62,6 +63,7 @@ class SessionCache(Generic[Key]):
         with self._lock:
             if key not in self._sessions:
                 self._process = os.getpid()
+                computing()
                 self._make_room(key)
                 self._sessions[key] = self._compile(key)
             self._sessions.move_to_end(key)

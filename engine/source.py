@@ -21,6 +21,7 @@ from tilefuse.capture import INSTEAD_OF_PROGRAM, from_module, from_onnx, inferen
 from tilefuse.errors import ModelError, TilefuseError
 from tilefuse.export.checkpoints import bundled, load_bundled, load_module
 from tilefuse.footprint import Axis, Footprint, footprint
+from tilefuse.forked import computing
 from tilefuse.graph import Graph
 from tilefuse.images.outputs import shown
 from tilefuse.importers.onnx_files import onnx_example, read_model
@@ -41,6 +42,7 @@ def load_model(source: str | os.PathLike[str] | nn.Module) -> Model:
         ModelError: nothing of that name, a damaged or unsafe file, an architecture nobody recognises, a network of
             several outputs, or a program of torch.export.
     """
+    computing()
     if isinstance(source, nn.Module):
         return _from_module(in_float32(source), type(source).__name__, {}, [])
     if isinstance(source, ExportedProgram):

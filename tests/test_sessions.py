@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import tilefuse
 from tilefuse import selection
+from tilefuse.backends import registry
 from tilefuse.backends.base import Session
 from tilefuse.measurement import Subject
 from tilefuse.sessions import SessionCache
@@ -41,6 +45,9 @@ def forked(work: Callable[[], str]) -> str:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
+        # Whoever waits for ever in a library hears no handler.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(30)
         try:
             said = work()
         except BaseException as error:  # noqa: BLE001 - told to the parent
@@ -61,6 +68,32 @@ def test_a_forked_process_is_told_that_the_threads_stayed_behind() -> None:
     for key in ("a", "b"):
         assert forked(lambda key=key: str(cache.get(key))).startswith("UsageError: the engine ran in process")  # type: ignore[misc]
     assert cache.get("b") == "b"
+
+
+def brightened(engine: tilefuse.Engine) -> str:
+    """Run a picture that two threads would share, and say how many did and what came out."""
+    result = engine(np.arange(200 * 200 * 3, dtype=np.uint8).reshape(200, 200, 3))
+    return f"{torch.get_num_threads()} thread, {hashlib.sha256(result).hexdigest()}"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("backend", ["torch_eager", "ncnn"])
+def test_a_forked_process_computes_in_one_thread(backend: str) -> None:
+    """OpenMP's other threads stayed in the parent, where loading and running had started them."""
+    if registry.get(backend).available():
+        pytest.skip(str(registry.get(backend).available()))
+    torch.manual_seed(0)
+    network = nn.Conv2d(3, 3, 3, padding=1)
+    engine, idle = (tilefuse.load(network, backend=backend, measure_seconds=0) for _ in range(2))
+    expected = brightened(engine).partition(", ")[2]
+
+    def load_and_run() -> str:
+        return brightened(tilefuse.load(network, backend=backend, measure_seconds=0))
+
+    before = torch.get_num_threads()
+    assert forked(load_and_run) == f"1 thread, {expected}"
+    assert forked(lambda: brightened(idle)) == f"1 thread, {expected}"
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.timeout(20)
