@@ -11,19 +11,44 @@ def prepare(
     value, n, channel, inside, scale_ptr, shift_ptr, all_channels, input_scale, slope, dtype: tl.constexpr,
     INTEGER: tl.constexpr, NORM: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    """Run the prologue on loaded elements; what padding stands for stays zero. n [M, 1], channel [1, K]."""
+    """Run the prologue on loaded elements [M, K] of image n; what padding stands for stays zero. channel [1, K]."""
     if INTEGER or NORM or KIND != "none":
         value = value.to(tl.float32)
         if INTEGER:
             # As a float input of the layer's type would hold it.
             value = (value * input_scale).to(dtype).to(tl.float32)
         if NORM:
-            place = n.to(tl.int64) * all_channels + channel
-            value = value * tl.load(scale_ptr + place, mask=inside, other=0.0)
-            value += tl.load(shift_ptr + place, mask=inside, other=0.0)
+            place = n.to(tl.int64) * all_channels + channel  # [1, K]
+            known = channel < all_channels
+            value = value * tl.load(scale_ptr + place, mask=known, other=0.0)
+            value += tl.load(shift_ptr + place, mask=known, other=0.0)
         value = activate(value, slope, KIND)
         value = narrow(tl.where(inside, value, 0.0), dtype)
     return value.to(dtype)
+
+
+@jit
+def positions(batch, area, ONE_IMAGE: tl.constexpr, BM: tl.constexpr):
+    """Give a program's image, and of its pixels [BM] the image, the position in it and whether that exists.
+
+    Pixels of all images follow one another, but in ONE_IMAGE, where each image begins a program: so a normalisation
+    has one row of statistics, not one for each pixel.
+    """
+    if ONE_IMAGE:
+        tiles = (area + BM - 1) // BM
+        image = tl.program_id(0) // tiles
+        pixel = tl.program_id(0) % tiles * BM + tl.arange(0, BM)
+        n = image + pixel * 0
+        inside = pixel < area
+    else:
+        # Only the tile's origin needs 64 bits: within one image the launcher allows fewer than 2^31 pixels.
+        start = tl.program_id(0).to(tl.int64) * BM
+        image = (start // area).to(tl.int32)
+        pixel = (start % area).to(tl.int32) + tl.arange(0, BM)
+        n = image + pixel // area
+        pixel = pixel % area
+        inside = n < batch
+    return image, n, pixel, inside
 
 
 @jit
@@ -46,14 +71,8 @@ def _conv2d_kernel(
     block = tl.program_id(1) % BLOCKS_N
     phase = tl.program_id(2)
     py, px = phase // PX, phase % PX
-    # Only the tile's origin needs 64 bits: within one image the launcher allows fewer than 2^31 pixels.
-    start = tl.program_id(0).to(tl.int64) * BM
-    area = tl.cast(grid_h, tl.int64) * grid_w
-    pixel = (start % area).to(tl.int32) + tl.arange(0, BM)
-    n = (start // area).to(tl.int32) + pixel // (grid_h * grid_w)
-    pixel = pixel % (grid_h * grid_w)
+    image, n, pixel, inside = positions(batch, grid_h * grid_w, NORM, BM)
     gy, gx = pixel // grid_w, pixel % grid_w
-    inside = n < batch
     y0 = gy * SH + (py + ay) // by + cy
     x0 = gx * SW + (px + ax) // bx + cx
     corner = n.to(tl.int64) * xn + y0.to(tl.int64) * xh + x0.to(tl.int64) * xw + group * CI
@@ -74,7 +93,7 @@ def _conv2d_kernel(
             a = tl.load(x_ptr + corner[:, None] + step[None, :], mask=ok, other=0)  # [BM, BK]
             # Written as a sum where there is one group, it would take registers that sm_100 does not have.
             member = channel if GROUPS == 1 else group * CI + channel
-            a = prepare(a, n[:, None], member[None, :], ok, scale_ptr, shift_ptr, CI * GROUPS, input_scale,
+            a = prepare(a, image, member[None, :], ok, scale_ptr, shift_ptr, CI * GROUPS, input_scale,
                         input_slope, dtype, INTEGER, NORM, INPUT_KIND)  # fmt: skip
             w_ok = (entry < K)[:, None] & (column < COLUMNS)[None, :]
             b = tl.load(w_rows[None, :] + entry[:, None], mask=w_ok, other=0.0)  # [BK, BN]
@@ -93,7 +112,7 @@ def _conv2d_kernel(
                 w_ok = w_ok & (channel < CI)[:, None]
             step = tl.cast(ky, tl.int64) * xh + tl.cast(kx, tl.int64) * xw
             a = tl.load(x_ptr + (corner + step)[:, None] + channel[None, :], mask=ok, other=0)  # [BM, BK]
-            a = prepare(a, n[:, None], (group * CI + channel)[None, :], ok, scale_ptr, shift_ptr, CI * GROUPS,
+            a = prepare(a, image, (group * CI + channel)[None, :], ok, scale_ptr, shift_ptr, CI * GROUPS,
                         input_scale, input_slope, dtype, INTEGER, NORM, INPUT_KIND)  # fmt: skip
             b = tl.load(w_rows[None, :] + (tap * CI + channel)[:, None], mask=w_ok, other=0.0)  # [BK, BN]
             acc = tl.dot(a, b.to(dtype), acc, input_precision="ieee")
@@ -124,13 +143,8 @@ def _depthwise_kernel(
     """One input channel a group: no matrix product, a sum over taps in a fixed order. COLUMNS are a group's outputs."""
     phase = tl.program_id(2)
     py, px = phase // PX, phase % PX
-    start = tl.program_id(0).to(tl.int64) * BM
-    area = tl.cast(grid_h, tl.int64) * grid_w
-    pixel = (start % area).to(tl.int32) + tl.arange(0, BM)
-    n = (start // area).to(tl.int32) + pixel // (grid_h * grid_w)
-    pixel = pixel % (grid_h * grid_w)
+    image, n, pixel, inside = positions(batch, grid_h * grid_w, NORM, BM)
     gy, gx = pixel // grid_w, pixel % grid_w
-    inside = n < batch
     y0 = gy * SH + (py + ay) // by + cy
     x0 = gx * SW + (px + ax) // bx + cx
     corner = n.to(tl.int64) * xn + y0.to(tl.int64) * xh + x0.to(tl.int64) * xw
@@ -147,7 +161,7 @@ def _depthwise_kernel(
         a = tl.load(x_ptr + (corner + step)[:, None] + channel, mask=ok, other=0)  # [BM, BN]
         # Rounded to the weight's type first, as the operands of a matrix product are.
         dtype: tl.constexpr = tl.float32 if UPCAST else w_ptr.dtype.element_ty
-        a = prepare(a, n[:, None], channel, ok, scale_ptr, shift_ptr, GROUPS, input_scale, input_slope, dtype,
+        a = prepare(a, image, channel, ok, scale_ptr, shift_ptr, GROUPS, input_scale, input_slope, dtype,
                     INTEGER, NORM, INPUT_KIND)  # fmt: skip
         b = tl.load(w_rows + tap, mask=known, other=0.0)
         acc += a.to(tl.float32) * b.to(tl.float32)[None, :]

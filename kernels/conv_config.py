@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from tilefuse.kernels.layer import ONE, Layer
+from tilefuse.kernels.layer import LEAST_COLUMNS, ONE, Layer
 from tilefuse.kernels.toolchain import IMAGES
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -20,6 +20,9 @@ WIDEST_TMA = 256
 MOST_REGISTERS = 255
 # Input channels from which a tap's are a step of the reduction, loaded as whole rows of 16 bytes and more.
 FEWEST_ROWS = 16
+# Of an H100 or H200: a strip's programs are one to each.
+MULTIPROCESSORS = 132
+MOST_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,15 @@ class ConvConfig:
     """How a layer is run.
 
     Attributes:
-        path: "tma" and "pointer" are matrix products, "depthwise" is a sum.
-        tile: height and width of the pixel tile ("tma"), or (1, pixels).
+        path: "tma", "rows" and "pointer" are matrix products, "depthwise" is a sum.
+        tile: height and width of the pixel tile ("tma"), or (1, pixels); "rows" streams down a strip of that width.
         block_n, block_k: columns of a program, and steps of its reduction.
         flat: taps and channels form one index of the reduction (few channels).
         swap: channels, not pixels, are the rows of the matrix instruction.
         registers: most of a thread, where the compiler would spill to keep more programs on a multiprocessor.
     """
 
-    path: Literal["tma", "pointer", "depthwise"]
+    path: Literal["tma", "rows", "pointer", "depthwise"]
     tile: tuple[int, int]
     block_n: int
     block_k: int
@@ -51,13 +54,16 @@ class ConvConfig:
         return self.tile[0] * self.tile[1]
 
 
-def pick_config(layer: Layer, x_dtype: torch.dtype, *, affine: bool, target: int) -> ConvConfig:
+def pick_config(
+    layer: Layer, x_dtype: torch.dtype, *, affine: bool, target: int, crowded: bool = False
+) -> ConvConfig:  # fmt: skip
     """Choose the configuration of a layer.
 
     Args:
         x_dtype: the input's type; integers are converted on the way in.
         affine: whether a prologue changes the input, which a TMA load can't.
         target: compute capability, as 80, 90, 100.
+        crowded: whether the epilogue has more residuals than one of the result's size.
     """
     dtype, inputs = layer.weight.dtype, layer.inputs
     columns = layer.weight.shape[1] // layer.groups
@@ -73,13 +79,18 @@ def pick_config(layer: Layer, x_dtype: torch.dtype, *, affine: bool, target: int
     # A few outputs at each of many positions: their addresses take the registers of half the columns.
     widest = 64 if layer.spread != (1, 1) and layer.outputs < FEWEST_ROWS else 128
     if target >= 90 and x_dtype in HALVES and not affine and takes_tma(layer):
+        if target < 100 and streams(layer):
+            # The addresses of two residuals take the registers of half the columns.
+            swap = columns > 32 and not crowded
+            return ConvConfig("rows", (1, 256), 64 if swap else 32, block_k, swap=swap, warps=8, stages=3)
         if min(columns, widest) >= 128:
             # A pixel shuffle's stores spill only where the compiler is told of more than it chooses.
             most = registers if layer.spread == ONE else 0
             return ConvConfig("tma", (8, 16), 128, block_k, warps=8, stages=3, registers=most)
         # A pixel shuffle's addresses take the registers that a wider tile would.
         if columns > 32 and layer.spread == (1, 1):
-            return ConvConfig("tma", (16, 16), 64, block_k, swap=True, warps=8, stages=3)
+            # With two stages a second program fits on the multiprocessor, which multiplies while the first one stores.
+            return ConvConfig("tma", (16, 16), 64, block_k, swap=True, warps=8, stages=2)
         block_n = min(power_of_two(max(columns, 16)), widest)
         return ConvConfig("tma", (8, 16), block_n, block_k, warps=8 if block_n > 32 else 4, stages=3)
     block_n = min(power_of_two(max(columns, 16)), widest)
@@ -113,6 +124,24 @@ def takes_tma(layer: Layer) -> bool:
     """Tell whether descriptors can address a layer: rows of 16 bytes, stride 1, one group."""
     rows = layer.inputs * layer.weight.element_size() % 16 == 0
     return rows and FEWEST_ROWS <= layer.inputs <= WIDEST_TMA and layer.stride == (1, 1) and layer.groups == 1
+
+
+def streams(layer: Layer) -> bool:
+    """Tell whether a layer is run down strips of pixels: three rows of taps, one position written for each read."""
+    plain = layer.dilation[0] == 1 and layer.phases == ONE and layer.spread == ONE
+    return plain and layer.kernel[0] == 3 and layer.weight.shape[1] > LEAST_COLUMNS
+
+
+def band_rows(height: int, strips: int, *, interpreted: bool = False) -> int:
+    """Choose how many rows a program streams down: few enough to fill the multiprocessors, many for its first two.
+
+    Results don't depend on it. Where the interpreter runs it, steps are few rather than side by side.
+    """
+    most = min(height, MOST_ROWS)
+    if interpreted:
+        return most
+    # Waves of programs, each as long as a program's rows and the two around them.
+    return min(range(1, most + 1), key=lambda rows: -(-strips * -(-height // rows) // MULTIPROCESSORS) * (rows + 2))
 
 
 def power_of_two(count: int) -> int:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tilefuse.kernels.aliasing import require_apart, require_distinct
 from tilefuse.kernels.conv2d_pointer import _conv2d_kernel, _depthwise_kernel
+from tilefuse.kernels.conv2d_rows import _conv2d_rows_kernel
 from tilefuse.kernels.conv2d_tma import _conv2d_tma_kernel
-from tilefuse.kernels.conv_config import pick_config
+from tilefuse.kernels.conv_config import band_rows, pick_config
 from tilefuse.kernels.epilogue import Epilogue, Kind, Prologue, Residual, check_epilogue, check_prologue
 from tilefuse.kernels.launch import Launch
 from tilefuse.kernels.layer import Axis, Layer
@@ -121,8 +122,9 @@ def plan_launch(
         from tilefuse.kernels import conv2d_ring
 
         return conv2d_ring.plan_launch(x, layer, epilogue, out)
-    config = pick_config(layer, x.dtype, affine=prologue.is_affine, target=capability)
-    if config.path == "tma" and not describable(x):
+    crowded = len(epilogue.residuals) > 1 or any(residual.upsample > 1 for residual in epilogue.residuals)
+    config = pick_config(layer, x.dtype, affine=prologue.is_affine, target=capability, crowded=crowded)
+    if config.path in ("tma", "rows") and not describable(x):
         config = pick_config(layer, x.dtype, affine=True, target=capability)
         config = replace(config, stages=3)
     n, height, width, _ = out.shape
@@ -149,13 +151,24 @@ def plan_launch(
     }  # fmt: skip
     pieces, exact = _shape_name(x, layer), layer.weight.dtype == torch.float32
     steps = layer.kernel[0] * layer.kernel[1] * -(-layer.inputs // config.block_k)
-    if config.path == "tma":
+    if config.path in ("tma", "rows"):
         th, tw = config.tile
-        arguments = shared | {
+        described: dict[str, object] = {
             "x_desc": tensor_descriptor(x, [1, th, tw, config.block_k]),
             "w_desc": tensor_descriptor(layer.weight.flatten(0, 1), [config.block_n, config.block_k]),
-            "TH": th, "TW": tw, "SWAP": config.swap,
+            "TW": tw, "SWAP": config.swap,
         }  # fmt: skip
+        if config.path == "rows":
+            strips = -(-grid_w // tw)
+            rows = band_rows(grid_h, n * strips * blocks, interpreted=emulated)
+            arguments = shared | described | {"rows": rows, "ROWS": rows if emulated else 0}
+            for absent in ("KH", "DH", "PY", "PX", "RY", "RX", "SHUFFLED"):
+                del arguments[absent]
+            return Launch(
+                f"conv2d_rows {pieces}", _conv2d_rows_kernel, (n * strips * -(-grid_h // rows), blocks, 1), arguments,
+                config.warps, config.stages, config, True,
+            )  # fmt: skip
+        arguments = shared | described | {"TH": th}
         grid = (n * -(-grid_h // th) * -(-grid_w // tw), blocks, layer.phases[0] * layer.phases[1])
         return Launch(
             f"conv2d_tma {pieces}", _conv2d_tma_kernel, grid, arguments, config.warps, config.stages, config, steps > 1,
@@ -176,7 +189,8 @@ def plan_launch(
     if depthwise:
         arguments = {name: value for name, value in arguments.items() if name not in ("CI", "BK", "FLAT")}
         blocks = -(-layer.weight.shape[1] // config.block_n)
-    grid = (-(-n * grid_h * grid_w // config.block_m), blocks, layer.phases[0] * layer.phases[1])
+    area, images = (grid_h * grid_w, n) if prologue.scale is not None else (n * grid_h * grid_w, 1)
+    grid = (images * -(-area // config.block_m), blocks, layer.phases[0] * layer.phases[1])
     kernel = _depthwise_kernel if depthwise else _conv2d_kernel
     rows = layer.inputs * x.element_size() % 16 == 0 and not config.flat and x.dtype == layer.weight.dtype
     return Launch(

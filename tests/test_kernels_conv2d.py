@@ -54,7 +54,7 @@ def test_groups_go_through_a_pixel_shuffle():
 @pytest.mark.parametrize("dtype", [HALF, BF16])
 @pytest.mark.parametrize(("inputs", "outputs"), [(16, 24), (48, 48), (16, 130), (3, 20), (24, 3)], ids=lambda n: str(n))
 def test_half_types_agree_with_torch(inputs, outputs, dtype):
-    """With 16 inputs and more these are tiles of 8 × 16 or 16 × 16 pixels, whole and cut ones."""
+    """With 16 inputs and more these are strips of 256 pixels or tiles of 8 × 16, cut ones."""
     x, w = draw(1, 9, 11, inputs, dtype=dtype), weight(outputs, inputs, 3, 3, dtype=dtype)
     compare(conv2d, conv2d_ref, x, w, padding=SAME, epilogue=Epilogue(bias=draw(outputs, seed=3)))
 
@@ -70,12 +70,13 @@ def test_every_path_and_operand_order_is_reached():
     paths = {
         (columns, config.path, config.swap)
         for columns in (24, 64, 128)
-        for target in (80, 90)
+        for target in (80, 90, 100)
         for config in [
             pick_config(pack_conv2d(weight(columns, 64, 3, 3, dtype=HALF)), HALF, affine=False, target=target)
         ]
     }
     assert paths == {
+        (24, "rows", False), (64, "rows", True), (128, "rows", True),
         (24, "tma", False), (64, "tma", True), (128, "tma", False),
         (24, "pointer", False), (64, "pointer", False), (128, "pointer", False),
     }  # fmt: skip

@@ -50,7 +50,7 @@ def compiling(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("target", "instruction"), [("sm_80", "conv2d 64->64"), ("sm_90", "conv2d_tma 64->64")])
+@pytest.mark.parametrize(("target", "instruction"), [("sm_80", "conv2d 64->64"), ("sm_90", "conv2d_rows 64->64")])
 def test_kernels_of_the_zoo_compile_soundly(target, instruction, tmp_path):
     pattern = "^compact .*64->64 3x3 float16$|^mobile depthwise.*float16"
     # The layers alone: planning every network takes half a minute.

@@ -56,7 +56,7 @@ def test_nothing_chooses_it_until_a_gpu_has_proven_it(monkeypatch: pytest.Monkey
     x = make(1, 9, 11, 64, dtype=HALF)
     plan = partial(plan_any, x, layer(), Prologue(), PLAIN, x, capability=90)
     assert frozenset() == ring_config.TARGETS
-    assert plan().config.path == "tma"
+    assert plan().config.path == "rows"
     monkeypatch.setattr(ring_config, "TARGETS", frozenset({90}))
     assert chooses_ring(layer(), PLAIN, HALF, HALF, 90) == (not interpreted())
     assert not chooses_ring(layer(), PLAIN, HALF, HALF, 100)
@@ -66,7 +66,7 @@ def test_nothing_chooses_it_until_a_gpu_has_proven_it(monkeypatch: pytest.Monkey
     assert plan_any(x, layer(), Prologue(), PLAIN, x, capability=80).config.path == "pointer"
     monkeypatch.setattr(ring_config, "find_spec", lambda _: None)
     assert ring_missing(90) == "this Triton has no Gluon for Hopper"
-    assert plan().config.path == "tma"
+    assert plan().config.path == "rows"
 
 
 def test_the_grid_covers_the_image_and_not_more() -> None:
