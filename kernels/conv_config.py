@@ -94,7 +94,7 @@ def pick_config(
         block_n = min(power_of_two(max(columns, 16)), widest)
         return ConvConfig("tma", (8, 16), block_n, block_k, warps=8 if block_n > 32 else 4, stages=3)
     block_n = min(power_of_two(max(columns, 16)), widest)
-    stages = 2 if x_dtype in IMAGES or affine else 3
+    stages = 2 if x_dtype in IMAGES else 3
     # Before sm_90 accumulators and addresses share the registers that wgmma leaves free.
     pixels = 64 if target < 90 and block_n == 64 else 128
     # Gathered elements have an address each, those of a step that runs past the channels a mask.
