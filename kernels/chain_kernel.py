@@ -43,9 +43,11 @@ def _next_product(
     column = tl.arange(0, BN)
     acc = tl.zeros((M, BN), tl.float32)
     for k in range(0, STEPS):
-        # Whole taps: no step is masked, and every row of a step is a run of whole words.
+        # Whole taps: no step is masked, and every row of a step is a run of whole words, which a remainder would hide.
         tap = k * BK // CI
-        channel = k * BK % CI + tl.arange(0, BK)
+        channel = tl.arange(0, BK)
+        if CI != BK:
+            channel += tl.multiple_of(k * BK % CI, BK)
         step = (tap // KW * DH * WIDTH + tap % KW * DW) * CI
         a = tl.load(source + (first + step)[:, None] + channel[None, :])  # [M, BK]
         b = tl.load(w_ptr + column[None, :] * (BK * STEPS) + (k * BK + tl.arange(0, BK))[:, None])  # [BK, BN]
