@@ -22,7 +22,8 @@ MOST_REGISTERS = 255
 FEWEST_ROWS = 16
 # Of an H100 or H200: a strip's programs are one to each.
 MULTIPROCESSORS = 132
-MOST_ROWS = 128
+# Rows of a strip. One alone would load three, and be compiled as a constant.
+LEAST_ROWS, MOST_ROWS = 2, 128
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class ConvConfig:
 
 
 def pick_config(
-    layer: Layer, x_dtype: torch.dtype, *, affine: bool, target: int, crowded: bool = False
+    layer: Layer, x_dtype: torch.dtype, *, affine: bool, target: int, several: bool = False
 ) -> ConvConfig:  # fmt: skip
     """Choose the configuration of a layer.
 
@@ -63,7 +64,7 @@ def pick_config(
         x_dtype: the input's type; integers are converted on the way in.
         affine: whether a prologue changes the input, which a TMA load can't.
         target: compute capability, as 80, 90, 100.
-        crowded: whether the epilogue has more residuals than one of the result's size.
+        several: whether the epilogue has more residuals than one of the result's size.
     """
     dtype, inputs = layer.weight.dtype, layer.inputs
     columns = layer.weight.shape[1] // layer.groups
@@ -81,7 +82,7 @@ def pick_config(
     if target >= 90 and x_dtype in HALVES and not affine and takes_tma(layer):
         if target < 100 and streams(layer):
             # The addresses of two residuals take the registers of half the columns.
-            swap = columns > 32 and not crowded
+            swap = columns > 32 and not several
             return ConvConfig("rows", (1, 256), 64 if swap else 32, block_k, swap=swap, warps=8, stages=3)
         if min(columns, widest) >= 128:
             # A pixel shuffle's stores spill only where the compiler is told of more than it chooses.
@@ -137,11 +138,12 @@ def band_rows(height: int, strips: int, *, interpreted: bool = False) -> int:
 
     Results don't depend on it. Where the interpreter runs it, steps are few rather than side by side.
     """
-    most = min(height, MOST_ROWS)
+    most = max(min(height, MOST_ROWS), LEAST_ROWS)
     if interpreted:
         return most
     # Waves of programs, each as long as a program's rows and the two around them.
-    return min(range(1, most + 1), key=lambda rows: -(-strips * -(-height // rows) // MULTIPROCESSORS) * (rows + 2))
+    each = range(LEAST_ROWS, most + 1)
+    return min(each, key=lambda rows: -(-strips * -(-height // rows) // MULTIPROCESSORS) * (rows + 2))
 
 
 def power_of_two(count: int) -> int:

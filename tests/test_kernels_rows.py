@@ -10,7 +10,7 @@ import torch
 from tests.conv_kernels import compare, draw, run_on, weight
 from tilefuse.kernels import conv_config, convolve
 from tilefuse.kernels.conv2d import conv2d, conv2d_ref
-from tilefuse.kernels.conv_config import MOST_ROWS, MULTIPROCESSORS, band_rows, pick_config
+from tilefuse.kernels.conv_config import LEAST_ROWS, MOST_ROWS, MULTIPROCESSORS, band_rows, pick_config
 from tilefuse.kernels.epilogue import Epilogue, Prologue, Residual
 from tilefuse.kernels.layer import Layer, pack_conv2d, pack_upsample_conv2d
 
@@ -113,14 +113,14 @@ def test_what_two_residuals_leave_of_the_registers_holds_half_the_columns():
 @pytest.mark.parametrize(("height", "strips"), [(1, 1), (17, 1), (256, 1), (540, 4), (1080, 8), (2160, 15)])
 def test_bands_fill_the_multiprocessors(height, strips):
     rows = band_rows(height, strips)
-    assert 1 <= rows <= min(height, MOST_ROWS)
+    assert LEAST_ROWS <= rows <= max(min(height, MOST_ROWS), LEAST_ROWS)
 
     def length(rows: int) -> int:
         return -(-strips * -(-height // rows) // MULTIPROCESSORS) * (rows + 2)
 
-    # As long as the work alone, shared out evenly, with two rows around a band, and a quarter more.
-    assert length(rows) <= 1.25 * strips * height / MULTIPROCESSORS + 3
-    assert band_rows(height, strips, interpreted=True) == min(height, MOST_ROWS)
+    # As long as the work alone, shared out evenly, and a quarter more, with two rows and the two around them.
+    assert length(rows) <= 1.25 * strips * height / MULTIPROCESSORS + 4
+    assert band_rows(height, strips, interpreted=True) == max(min(height, MOST_ROWS), LEAST_ROWS)
 
 
 def test_a_launch_for_the_compiler_has_a_band_of_any_length():
@@ -131,4 +131,4 @@ def test_a_launch_for_the_compiler_has_a_band_of_any_length():
         for emulated in (False, True)
     ]
     assert [launch.arguments["ROWS"] for launch in launches] == [0, 9]
-    assert [launch.arguments["rows"] for launch in launches] == [1, 9]
+    assert [launch.arguments["rows"] for launch in launches] == [2, 9]
