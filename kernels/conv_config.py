@@ -56,7 +56,7 @@ class ConvConfig:
 
 
 def pick_config(
-    layer: Layer, x_dtype: torch.dtype, *, affine: bool, target: int, several: bool = False
+    layer: Layer, x_dtype: torch.dtype, *, affine: bool, target: int, residuals: int = 0
 ) -> ConvConfig:  # fmt: skip
     """Choose the configuration of a layer.
 
@@ -64,7 +64,7 @@ def pick_config(
         x_dtype: the input's type; integers are converted on the way in.
         affine: whether a prologue changes the input, which a TMA load can't.
         target: compute capability, as 80, 90, 100.
-        several: whether the epilogue has more residuals than one of the result's size.
+        residuals: of the epilogue, an enlarged one counting twice.
     """
     dtype, inputs = layer.weight.dtype, layer.inputs
     columns = layer.weight.shape[1] // layer.groups
@@ -80,9 +80,10 @@ def pick_config(
     # A few outputs at each of many positions: their addresses take the registers of half the columns.
     widest = 64 if layer.spread != (1, 1) and layer.outputs < FEWEST_ROWS else 128
     if target >= 90 and x_dtype in HALVES and not affine and takes_tma(layer):
-        if target < 100 and streams(layer):
-            # The addresses of two residuals take the registers of half the columns.
-            swap = columns > 32 and not several
+        # Where columns do not fill their blocks, the addresses of a residual would spill.
+        if target < 100 and streams(layer) and (columns % 32 == 0 or not residuals):
+            # Those of two residuals take the registers of half the columns.
+            swap = columns > 32 and residuals < 2
             return ConvConfig("rows", (1, 256), 64 if swap else 32, block_k, swap=swap, warps=8, stages=3)
         if min(columns, widest) >= 128:
             # A pixel shuffle's stores spill only where the compiler is told of more than it chooses.
@@ -130,7 +131,8 @@ def takes_tma(layer: Layer) -> bool:
 def streams(layer: Layer) -> bool:
     """Tell whether a layer is run down strips of pixels: three rows of taps, one position written for each read."""
     plain = layer.dilation[0] == 1 and layer.phases == ONE and layer.spread == ONE
-    return plain and layer.kernel[0] == 3 and layer.weight.shape[1] > LEAST_COLUMNS
+    columns = layer.weight.shape[1]
+    return plain and layer.kernel[0] == 3 and columns > LEAST_COLUMNS and columns % LEAST_COLUMNS == 0
 
 
 def band_rows(height: int, strips: int, *, interpreted: bool = False) -> int:

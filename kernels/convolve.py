@@ -122,8 +122,8 @@ def plan_launch(
         from tilefuse.kernels import conv2d_ring
 
         return conv2d_ring.plan_launch(x, layer, epilogue, out)
-    several = len(epilogue.residuals) > 1 or any(residual.upsample > 1 for residual in epilogue.residuals)
-    config = pick_config(layer, x.dtype, affine=prologue.is_affine, target=capability, several=several)
+    residuals = sum(2 if residual.upsample > 1 else 1 for residual in epilogue.residuals)
+    config = pick_config(layer, x.dtype, affine=prologue.is_affine, target=capability, residuals=residuals)
     if config.path in ("tma", "rows") and not describable(x):
         config = pick_config(layer, x.dtype, affine=True, target=capability)
         config = replace(config, stages=3)

@@ -69,16 +69,16 @@ def test_dilated_and_uneven_taps_agree_on_every_path(capability):
 def test_every_path_and_operand_order_is_reached():
     paths = {
         (columns, config.path, config.swap)
-        for columns in (24, 64, 128)
+        for columns in (24, 32, 64, 128)
         for target in (80, 90, 100)
         for config in [
             pick_config(pack_conv2d(weight(columns, 64, 3, 3, dtype=HALF)), HALF, affine=False, target=target)
         ]
     }
     assert paths == {
-        (24, "rows", False), (64, "rows", True), (128, "rows", True),
-        (24, "tma", False), (64, "tma", True), (128, "tma", False),
-        (24, "pointer", False), (64, "pointer", False), (128, "pointer", False),
+        (32, "rows", False), (64, "rows", True), (128, "rows", True),
+        (24, "tma", False), (32, "tma", False), (64, "tma", True), (128, "tma", False),
+        (24, "pointer", False), (32, "pointer", False), (64, "pointer", False), (128, "pointer", False),
     }  # fmt: skip
 
 
