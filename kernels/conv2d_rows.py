@@ -70,7 +70,7 @@ def _conv2d_rows_kernel(
                     halves = ()
                     for j in tl.static_range(len(pieces)):
                         halves = halves + tl.split(pieces[j])
-                    pieces = halves
+                    pieces = halves  # type: ignore[assignment]
             PART: tl.constexpr = TW // len(pieces)
             pixel = tl.arange(0, PART)
             if SWAP:
