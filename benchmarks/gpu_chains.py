@@ -1,18 +1,20 @@
-"""Chains of layers in one launch, and the ring kernel beside the tiles it would replace: subjects of the GPU check."""
+"""Chains beside their layers one by one, the ring kernel beside strips and tiles: subjects of the GPU check."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu_kernels import drawn
 from benchmarks.gpu_plain import Images
-from tilefuse.kernels.chain import pack_chain, run_chain
+from tilefuse.kernels import conv_config
+from tilefuse.kernels.chain import pack_chain, run_chain, run_chain_ref
 from tilefuse.kernels.chain_cases import CASES, ChainCase
 from tilefuse.kernels.conv2d import conv2d_ref
 from tilefuse.kernels.conv2d_ring import run_ring
@@ -20,7 +22,7 @@ from tilefuse.kernels.conv_transpose2d import conv_transpose2d_ref
 from tilefuse.kernels.convolve import run_layer
 from tilefuse.kernels.epilogue import Epilogue, Prologue, Residual, prologue_ref
 from tilefuse.kernels.image_store import FULL_SCALE
-from tilefuse.kernels.layer import pack_conv2d
+from tilefuse.kernels.layer import Layer, pack_conv2d
 from tilefuse.kernels.ring_config import CHANNELS, KINDS, ring_missing
 from tilefuse.kernels.toolchain import target
 
@@ -56,14 +58,15 @@ class Sequence:
 
 
 def chain_subjects(dtype: torch.dtype, device: str, *, networks: tuple[str, ...] = ()) -> list[Sequence]:
-    """Give the chains of the zoo with random weights, or those of some networks."""
+    """Give the chains of the zoo with random weights, or those of some networks, each followed by its layers."""
     generator = torch.Generator().manual_seed(0)
     draw = partial(torch.randn, generator=generator)
-    return [_chained(case, dtype, device, draw) for case in CASES if not networks or case.network in networks]
+    chosen = (case for case in CASES if not networks or case.network in networks)
+    return [each for case in chosen for each in _chained(case, dtype, device, draw)]
 
 
 def ring_subjects(dtype: torch.dtype, device: str) -> list[Sequence]:
-    """Give the ring kernel's layers, each followed by the same layer by TMA tiles; none where it can't run."""
+    """Give the ring kernel's layers, each followed by the same by strips and by tiles; none where it is absent."""
     if ring_absent(dtype, device) is not None:
         return []
     generator = torch.Generator().manual_seed(0)
@@ -73,8 +76,8 @@ def ring_subjects(dtype: torch.dtype, device: str) -> list[Sequence]:
         bias, slopes = (draw(CHANNELS).to(device) * factor for factor in (0.1, 0.2))
         epilogue = Epilogue(bias=bias, activation=kind, slope=0.2, slopes=slopes if kind == "prelu" else None)
         layer = pack_conv2d(weight, padding=(1, 1, 1, 1))
-        runs: tuple[tuple[str, Callable[..., Tensor]], ...] = (("ring", run_ring), ("ring by TMA", run_layer))
-        for name, run in runs:
+        ways = (("ring", run_ring), ("ring by strips", run_layer), ("ring by tiles", by_tiles))
+        for name, run in ways:
             found.append(
                 Sequence(
                     f"{name} {CHANNELS}->{CHANNELS} 3x3 {kind}", CHANNELS,
@@ -86,12 +89,19 @@ def ring_subjects(dtype: torch.dtype, device: str) -> list[Sequence]:
     return found
 
 
+def by_tiles(x: Tensor, layer: Layer, *, epilogue: Epilogue) -> Tensor:
+    """Run a layer by tiles that goes down strips otherwise."""
+    with mock.patch.object(conv_config, "streams", return_value=False):
+        return run_layer(x, layer, epilogue=epilogue)
+
+
 def ring_absent(dtype: torch.dtype, device: str) -> str | None:
     """Give the reason why the ring kernel is not measured, or None."""
     return "it computes halves" if dtype == torch.float32 else ring_missing(target(device))
 
 
-def _chained(case: ChainCase, dtype: torch.dtype, device: str, draw: Callable[..., Tensor]) -> Sequence:
+def _chained(case: ChainCase, dtype: torch.dtype, device: str, draw: Callable[..., Tensor]) -> list[Sequence]:
+    """Make the chain and, where all it reads and writes are floats, the same layers by a launch each."""
     *inner, last = shapes = case.shapes()
     fans = [shape[0 if case.transposed and shape is last else 1] * shape[2] * shape[3] for shape in shapes]
     weights = [(draw(*shape) / fan**0.5).to(device, dtype) for shape, fan in zip(shapes, fans, strict=True)]
@@ -124,10 +134,17 @@ def _chained(case: ChainCase, dtype: torch.dtype, device: str, draw: Callable[..
     extras = f"x{max(case.shuffle, case.transposed)}{' +1' if case.residual else ''}"
     extras += "".join(f" {end} {kind}" for end, kind in (("from", case.x), ("to", case.out)) if kind is not None)
     scale = max(case.shuffle, case.transposed, 1)
-    return Sequence(
+    whole = Sequence(
         f"{case.network} chain {widths} {extras}", case.inputs,
         lambda x, r: run_chain(x, chain, input_scale=1 / full, epilogue=epilogue(r)), reference,
         sum(weight.numel() for weight in weights), chain.weight.numel() * chain.weight.element_size(), Fraction(scale),
         scale * sum(shape[2] // 2 + 1 for shape in shapes), end.outputs, (case.residual,) if case.residual else (),
         case.x,
     )  # fmt: skip
+    if case.x is not None or case.out is not None:
+        return [whole]
+    one_by_one = replace(
+        whole, name=f"{case.network} layers {widths} {extras}",
+        run=lambda x, r: run_chain_ref(x, parts, end, epilogue=epilogue(r)),
+    )  # fmt: skip
+    return [whole, one_by_one]

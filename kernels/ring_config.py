@@ -12,7 +12,7 @@ from tilefuse.kernels.layer import ONE, Layer
 from tilefuse.kernels.toolchain import interpreted, triton
 
 # Compute capabilities on which a GPU has shown the kernel to be right and faster than tiles by TMA (`benchmarks.gpu`,
-# rows "ring" and "ring by TMA"): none has yet, so nothing chooses it.
+# rows "ring", "ring by strips" and "ring by tiles"): none has yet, so nothing chooses it.
 TARGETS: frozenset[int] = frozenset()
 KINDS: tuple[Kind, ...] = ("none", "relu", "leaky_relu", "prelu", "silu")
 CHANNELS = 64

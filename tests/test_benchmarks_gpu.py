@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import gpu, gpu_kernels, gpu_overlap, gpu_runners, gpu_shipped, gpu_table, gpu_tasks
+from benchmarks.gpu_chains import chain_subjects
 from benchmarks.gpu_clock import Ceilings, HostClock, Timing
 from benchmarks.gpu_nets import NETS, TINY
 from benchmarks.gpu_plain import plain_subjects
@@ -166,6 +167,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(gpu_kernels, "CUT", (2, 2))
     monkeypatch.setattr(gpu_tasks, "DRY", one)
     monkeypatch.setattr(gpu_tasks, "plain_subjects", lambda: plain_subjects()[:1])
+    monkeypatch.setattr(gpu_tasks, "chain_subjects", lambda *of, **networks: chain_subjects(*of, **networks)[:1])
     monkeypatch.setattr(gpu, "run_steps", here)
     monkeypatch.setattr(gpu_overlap, "TINY", ())
     monkeypatch.setattr(gpu_shipped, "shipped", lambda dry: ())
@@ -277,6 +279,13 @@ def test_a_wrong_kernel_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
         return layered.run(x, residuals) + 1e-7 * len(calls)
 
     assert not gpu_kernels.check(replace(layered, run=drifting), (5, 6), torch.float32, "cpu").tiled_equal
+
+
+def test_a_chain_is_beside_its_layers() -> None:
+    chain, layers = chain_subjects(torch.float16, "cpu", networks=("pggan",))
+    assert (chain.name, layers.name) == ("pggan chain 16->16->3 x1", "pggan layers 16->16->3 x1")
+    x, residuals = chain.inputs(5, 6, torch.float16, "cpu")
+    assert torch.equal(chain.run(x, residuals), layers.run(x, residuals))
 
 
 def test_every_kernel_without_a_product_is_right_and_tiles() -> None:
