@@ -96,8 +96,9 @@ def pick_config(
         block_n = min(power_of_two(max(columns, 16)), widest)
         return ConvConfig("tma", (8, 16), block_n, block_k, warps=8 if block_n > 32 else 4, stages=3)
     block_n = min(power_of_two(max(columns, 16)), widest)
-    stages = 2 if x_dtype in IMAGES else 3
-    # Before sm_90 accumulators and addresses share the registers that wgmma leaves free.
+    # Before sm_90 accumulators and addresses share the registers that wgmma leaves free: a third step, or more pixels,
+    # would spill.
+    stages = 2 if x_dtype in IMAGES or (target < 90 and is_flat(layer) and block_n == 16) else 3
     pixels = 64 if target < 90 and block_n == 64 else 128
     # Gathered elements have an address each, those of a step that runs past the channels a mask.
     crowded = is_flat(layer) or inputs % block_k != 0
