@@ -16,6 +16,7 @@ from tilefuse.backends.precision import exact_fp32
 from tilefuse.backends.triton.lowering import lower
 from tilefuse.backends.triton.session import Bindings, TritonSession, bind
 from tilefuse.graph import Graph, Shape
+from tilefuse.tiling import Grid
 
 
 class MissingError(Exception):
@@ -42,6 +43,17 @@ def triton_runner(graph: Graph, x: Tensor, clock: Clock) -> Runner:
     session = TritonSession(bindings, (tuple(x.shape),))
     held = bindings.program.arena_bytes + bindings.program.weight_bytes
     return Runner(bindings.replay, lambda: session.run(x)[0].float(), held)
+
+
+def tiles_equal(parts: TritonSession, cut: Grid, image: Tensor, whole: Tensor) -> bool:
+    """Run an image window by window, and tell whether every core has the bits of the whole image's result."""
+    for window in (cut[index] for index in range(len(cut))):
+        y, x = window.y, window.x
+        (made,) = parts.run(image[:, :, y.start : y.stop, x.start : x.stop])
+        core = made[:, :, y.crop : y.crop + y.core_stop - y.core_start, x.crop : x.crop + x.core_stop - x.core_start]
+        if not torch.equal(core, whole[:, :, y.core_start : y.core_stop, x.core_start : x.core_stop]):
+            return False
+    return len(cut) > 1
 
 
 def eager_runner(module: nn.Module, x: Tensor, clock: Clock) -> Runner:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_record import MIN_DB, Row
+from benchmarks.gpu_runners import tiles_equal
 from tilefuse.backends.precision import exact_fp32
 from tilefuse.backends.triton.lowering import lower
 from tilefuse.backends.triton.session import TritonSession, bind
@@ -72,13 +73,7 @@ def _tiled(
     height, width = image.shape[2:]
     cut = grid(height, width, found.y.padded(height // 3, found.minimum_px), found)
     parts = _session(graph, ((*image.shape[:2], *cut.window),), dtype, device)
-    for window in (cut[index] for index in range(len(cut))):
-        y, x = window.y, window.x
-        (made,) = parts.run(image[:, :, y.start : y.stop, x.start : x.stop])
-        core = made[:, :, y.crop : y.crop + y.core_stop - y.core_start, x.crop : x.crop + x.core_stop - x.core_start]
-        if not torch.equal(core, whole[:, :, y.core_start : y.core_stop, x.core_start : x.core_stop]):
-            return False
-    return len(cut) > 1
+    return tiles_equal(parts, cut, image, whole)
 
 
 def _tileable(graph: Graph) -> Footprint | None:

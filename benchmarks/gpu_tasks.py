@@ -121,13 +121,7 @@ def tiled_equal(dry: bool, index: int) -> bool:
     shapes = [(1, 3, *cut.window), (1, 3, height, width)]
     parts, whole = (TritonSession(runners.triton_bindings(graph, shape, device), (shape,)) for shape in shapes)
     (expected,) = whole.run(image)
-    for window in (cut[index] for index in range(len(cut))):
-        y, x = window.y, window.x
-        (made,) = parts.run(image[:, :, y.start : y.stop, x.start : x.stop])
-        core = made[:, :, y.crop : y.crop + y.core_stop - y.core_start, x.crop : x.crop + x.core_stop - x.core_start]
-        if not torch.equal(core, expected[:, :, y.core_start : y.core_stop, x.core_start : x.core_stop]):
-            return False
-    return len(cut) > 1
+    return runners.tiles_equal(parts, cut, image, expected)
 
 
 def measure_net(dry: bool, index: int) -> Row:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import gpu, gpu_kernels, gpu_overlap, gpu_runners, gpu_shipped, gpu_table, gpu_tasks
-from benchmarks.gpu_chains import chain_subjects
+from benchmarks.gpu_chains import by_tiles, chain_subjects
 from benchmarks.gpu_clock import Ceilings, HostClock, Timing
 from benchmarks.gpu_nets import NETS, TINY
 from benchmarks.gpu_plain import plain_subjects
@@ -25,6 +25,10 @@ from benchmarks.gpu_record import COMPILED, EAGER, TRITON, check_record, geometr
 from benchmarks.gpu_steps import NO_TIME, Outcome, Step
 from tilefuse.backends.triton.operations import Chained
 from tilefuse.errors import BackendError
+from tilefuse.kernels.convolve import run_layer
+from tilefuse.kernels.epilogue import Epilogue
+from tilefuse.kernels.launch import Launch
+from tilefuse.kernels.layer import pack_conv2d
 from tilefuse.kernels.network_cases import PUBLISHED
 
 pytestmark = pytest.mark.thorough
@@ -226,9 +230,11 @@ def test_what_fails_costs_itself_and_the_file_has_the_rest(
     monkeypatch.setattr(gpu_tasks, "check_kernel", broken)
     monkeypatch.setattr(gpu_tasks, "measure_baseline", absent)
     monkeypatch.setattr(gpu, "_save", saved)
+    monkeypatch.setattr(gpu_shipped, "missing", lambda: "safetensors is not installed")
     assert gpu.main(["--dry-run", "--json", str(path)]) == 1
     found = states[-1]
     assert [each["passed"] for each in found["checks"]] == [True, False, False]
+    assert "bundled networks: not checked, safetensors is not installed" in found["notes"]
     told = capsys.readouterr().out
     assert "float16: BackendError: no such instruction" in told
     assert "RED: span gate float16: max 2.50e-01, rms " in told
@@ -286,6 +292,16 @@ def test_a_chain_is_beside_its_layers() -> None:
     assert (chain.name, layers.name) == ("pggan chain 16->16->3 x1", "pggan layers 16->16->3 x1")
     x, residuals = chain.inputs(5, 6, torch.float16, "cpu")
     assert torch.equal(chain.run(x, residuals), layers.run(x, residuals))
+
+
+def test_tiles_take_the_place_of_strips_for_the_comparison_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched, run = list[str](), Launch.run
+    monkeypatch.setattr(Launch, "run", lambda launch: (launched.append(launch.name.split()[0]), run(launch))[1])
+    layer = pack_conv2d(torch.randn(32, 16, 3, 3, dtype=torch.float16) / 12, padding=(1, 1, 1, 1))
+    x = torch.randn(1, 4, 5, 16, dtype=torch.float16)
+    tiles, strips = by_tiles(x, layer, epilogue=Epilogue()), run_layer(x, layer, epilogue=Epilogue())
+    assert launched == ["conv2d_tma", "conv2d_rows"]
+    assert torch.equal(tiles, strips)
 
 
 def test_every_kernel_without_a_product_is_right_and_tiles() -> None:
